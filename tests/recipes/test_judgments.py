@@ -88,6 +88,9 @@ def test_a_file_of_guesses_need_not_say_so_in_each_row(tmp_path: Path) -> None:
         (HEADER + "q,a,1,t,original,\nq,b,1,u,original,\n", "line 3: query q had another text before: 't'"),
         (HEADER + 'q,a,1,"t,original,\n', "line 2: unexpected end of data"),
         (HEADER + "q,a,1,t,weak,1\n", "there is not one row in 0.csv that was judged"),
+        (HEADER + "q,a,1,t,Original,\n", "line 2: column source: 'Original' is neither original nor"),
+        (HEADER + "q,a,1,t,orignal,0.5\n", "line 2: column source: 'orignal' is neither original nor"),
+        (HEADER + "q,a,0,t,original,\nq,b,1,t,weak,1\n", "not one judgment in 0.csv has a gain above 0"),
         (HEADER + "q,a,1,t,,\nq,a,2,t,,\n", "0.csv judges query q and id a twice, as 1 and as 0.7"),
     ],
 )  # fmt: skip

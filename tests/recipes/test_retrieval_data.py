@@ -73,10 +73,29 @@ def test_one_negative_may_stand_alone(tmp_path: Path) -> None:
         ("x.jsonl", '{"query": "a", "positive": "b", "negatives": [1]}', "there are other things than texts in it"),
         ("x.json", "[1]", "x.json, entry 1: "),
         ("x.json", "[", "x.json cannot be read as JSON"),
-        ("x.csv", "query,answer\na,b\n", "x.csv has no columns query and positive in its header"),
-        ("x.csv", "query,positive\na\n", "x.csv, row 1: "),
-        ("x.csv", 'query,positive\n"a\n', "x.csv cannot be read as CSV"),
-        ("x.csv.gz", "", "x.csv.gz has no columns"),
+        ("x.csv", "query,answer\na,b\n", "x.csv, line 1: there are no columns query and positive in its header"),
+        ("x.csv", "query,positive\na\n", "x.csv, line 2: it has 1 fields, and the header 2"),
+        ("x.csv", "query,positive\na,b\nc,d, e\n", "x.csv, line 3: it has 3 fields, and the header 2; put quotes"),
+        ("x.csv", 'query,positive\n"a\nb",c\na,b,c\n', "x.csv, line 4: it has 3 fields, and the header 2"),
+        ("x.csv", 'query,positive\n"a\n', "x.csv, line 2: unexpected end of data"),
+        ("x.csv", "query,positive\na,b\nquery,positive\n", "x.csv, line 3: query and positive are names of columns"),
+        ("x.csv", "query,positive,query\na,b,c\n", "x.csv, line 1: a column stands twice in the header query,positive"),
+        ("x.csv", "query,positive,nogative\na,b,c\n", "x.csv, line 1: column nogative: did you mean negative?"),
+        ("x.csv.gz", "", "x.csv.gz, line 1: there are no columns"),
+        ("x.tsv", "Query\tPassage\na\tb\n", "x.tsv, line 1: Query and Passage are names of columns and no example"),
+        (
+            "x.jsonl",
+            '{"query": "a", "positive": "\\ud83d"}',
+            "line 1: field positive: character 1 is half of a surrogate",
+        ),
+        ("x.jsonl", '{"query": "a", "positive": "b", "negetive": "c"}', "field negetive: did you mean negatives?"),
+        (
+            "x.json",
+            '{"query": "a", "positive": "b", "negatives": ["c\\udc00"]}',
+            "entry 1: field negatives: character 2",
+        ),
+        ("x.json", "[" * 200_000, "x.json cannot be read as JSON"),
+        ("x.jsonl", "[" * 200_000, "x.jsonl, line 1: "),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, text: str, sentence: str) -> None:
@@ -164,6 +183,18 @@ def test_a_training_split_becomes_examples_with_what_was_judged_useless_as_negat
         ("qrels/test.tsv", "q9\ta\t1\n", "query q9 has judgments in x, and no text"),
         ("corpus.jsonl", '{"text": "t"}\n', "line 2: there is no field '_id'"),
         ("corpus.jsonl", '{"_id": "t"}\n', "line 2: field text: there is no text in it"),
+        (
+            "corpus.jsonl",
+            '{"_id": "a", "text": "two"}\n',
+            "corpus.jsonl, line 2: a stands twice, and with another text",
+        ),
+        ("corpus.jsonl", '{"_id": null, "text": "t"}\n', "line 2: field _id: has to be a text or a number, not null"),
+        ("queries.jsonl", '{"_id": "q1", "text": "b"}\n', "queries.jsonl, line 2: q1 stands twice, and with another"),
+        (
+            "qrels/test.tsv",
+            "q1\ta\t2\n",
+            "test.tsv, line 3: query q1 and document a are judged twice, with another grade",
+        ),
     ],
 )
 def test_a_wrong_line_of_a_collection_has_its_place(tmp_path: Path, name: str, line: str, sentence: str) -> None:
@@ -173,6 +204,59 @@ def test_a_wrong_line_of_a_collection_has_its_place(tmp_path: Path, name: str, l
     with pytest.raises(BadConfig) as caught:
         beir.read(str(folder), "test")
     assert sentence in caught.value.detail.replace(f"{tmp_path}/", "")
+
+
+def test_what_stands_twice_and_says_the_same_stands_once(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "x", {"a": "one"}, {"q": "ask"}, {"q": {"a": 1}})
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        content = (folder / name).read_text()
+        (folder / name).write_text(content * 2)
+    assert beir.read(str(folder), "test") == beir.Beir(
+        documents={"a": "one"}, queries={"q": "ask"}, grades={"q": {"a": 1}}
+    )
+
+
+def test_judgments_of_documents_that_are_missing_are_said_and_most_of_them_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = write_beir(
+        tmp_path / "few", {"a": "one", "b": "two"}, {"q": "ask"}, {"q": {"a": 1, "b": 2, "gone": 1, "c": 0}}
+    )
+    assert collection_of(str(few), "test", a_shelf(tmp_path)).queries == 1
+    assert caplog.messages == [
+        f"1 of 3 relevant judgments of {few} name documents that it does not have, the first gone for query q"
+    ]
+    most = write_beir(tmp_path / "most", {"1": "one"}, {"q": "ask"}, {"q": {"01": 1}})
+    with pytest.raises(
+        BadConfig, match=r"1 of 1 relevant judgments of .*/most name documents .*, the first 01 for query q"
+    ):
+        collection_of(str(most), "test", a_shelf(tmp_path))
+    none = write_beir(tmp_path / "none", {"a": "one"}, {"q": "ask"}, {"q": {"a": 0}})
+    with pytest.raises(BadConfig, match=r"not one judgment of .*/none has a grade above 0"):
+        collection_of(str(none), "test", a_shelf(tmp_path))
+
+
+def test_rows_of_a_tsv_with_other_numbers_of_fields_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows_of(tmp_path, "x.tsv", "a\tb\nc\td\n")
+    assert caplog.messages == []
+    rows_of(tmp_path, "x.tsv", "a\tb\nc\td e\tf\ng\th\n")
+    assert caplog.messages == [
+        f"{tmp_path}/x.tsv: its rows have different numbers of fields; row 2 is the first that differs"
+    ]
+
+
+def test_two_columns_of_one_name_are_two_negatives_and_padding_is_none(tmp_path: Path) -> None:
+    text = "query,positive,negative,negative\nwhy,because,no,never,,\n"
+    assert rows_of(tmp_path, "x.csv", text) == [Example(query="why", positive="because", negatives=("no", "never"))]
+
+
+def test_compressed_bytes_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress("".join(f"q{n}\tp{n * n}\n" for n in range(3000)).encode()))
+    for place in range(len(content) // 2, len(content) // 2 + 40):
+        content[place] ^= place % 256
+    (tmp_path / "x.tsv.gz").write_bytes(content)
+    with pytest.raises(BadConfig, match=r"x\.tsv\.gz cannot be read after line \d+: Error -3 while decompressing"):
+        list(example_rows.examples(str(tmp_path / "x.tsv.gz")))
 
 
 def test_what_is_missing_is_noticed_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +330,16 @@ def test_files_that_are_no_dictionary_are_refused(tmp_path: Path) -> None:
         list(foldoc.articles(folder, "test"))
 
 
+def test_a_damaged_place_in_the_index_is_refused(tmp_path: Path) -> None:
+    folder = write_foldoc(tmp_path / "foldoc", ARTICLES)
+    lines = (folder / "foldoc.index").read_text().splitlines()
+    name, start, length = lines[9].split("\t")
+    lines[9] = f"{name}\t{start}\t{length[:-1]}{'B' if length[-1] != 'B' else 'C'}"
+    (folder / "foldoc.index").write_text("\n".join(lines))
+    with pytest.raises(BadConfig, match=r"the places in foldoc\.index do not cover foldoc\.dict\.dz"):
+        list(foldoc.articles(folder, "test"))
+
+
 def a_program(folder: Path, name: str, script: str) -> None:
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -299,6 +393,40 @@ def test_cranfields_queries_are_counted_its_grades_turned_and_its_names_kept_apa
     assert train.queries == {"q1": "what", "q2": "which"}
     assert train.grades == {"q1": {"d1": 4}, "q2": {"d1": 1, "d2": 0}}
     assert (test.queries, test.grades) == ({"q3": "who did"}, {"q3": {"d1": 3, "d2": 0}})
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "sentence"),
+    [
+        ("cran.qry", ".I 004", ".J 004", "cran.qry, line 1: here begins record 001, after"),
+        ("cran.qry", ".I 001", " I 001", "cran.qry: begins with ' I 001"),
+        ("cran.qry", ".W\nwhich", ".which", "cran.qry, line 3: here begins record 004 .which, after record 1"),
+        (
+            "cran.qry",
+            ".I 007",
+            ".I 002",
+            "cran.qry, line 6: here begins record 002, after record 4",
+        ),
+        (
+            "cran.all.1400",
+            ".I 2",
+            ".I 3",
+            "cran.all.1400, line 7: here begins record 3, after record 1",
+        ),
+        ("cran.all.1400", ".I 1", ".I", "cran.all.1400: begins with '.I"),
+        ("cranqrel", "2 2 5", "2 2", "cranqrel, line 3: query, document and grade are three numbers"),
+        ("cranqrel", "3 2 -1", "4 2 -1", "cranqrel, line 5: there are 3 queries, and none is number 4"),
+    ],
+)
+def test_damage_in_cranfields_files_has_its_line(tmp_path: Path, name: str, old: str, new: str, sentence: str) -> None:
+    (tmp_path / "cran.all.1400").write_text("\ufeff.I 1\n.T\nwings\n.A\n.W\nwings\n.I 2\n.T\n.A\n.W\n")
+    (tmp_path / "cran.qry").write_text("\ufeff.I 001\n.W\n.I 004\n.W\nwhich\n.I 007\n.W\nwho\ndid\n")
+    (tmp_path / "cranqrel").write_text("1 1 1\n2 1 4\n2 2 5\n3 1 2 \n3 2 -1\n")
+    assert list(cranfield.read(f"cranfield:{tmp_path}", "train").documents) == ["d1", "d2"]
+    (tmp_path / name).write_text((tmp_path / name).read_text("utf-8-sig").replace(old, new))
+    with pytest.raises(BadConfig) as caught:
+        cranfield.read(f"cranfield:{tmp_path}", "train")
+    assert sentence in caught.value.detail
 
 
 def test_a_folder_without_cranfield_is_refused(tmp_path: Path) -> None:

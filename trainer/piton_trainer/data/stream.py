@@ -6,6 +6,7 @@ user can mend (no such object, no permission) is a `BadConfig`; a network that i
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,9 @@ from typing import IO, Any
 
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import S3_SCHEME, ObjectNotFound, S3Error, Tuning
+
+DAMAGED = (OSError, EOFError, zlib.error)
+"""Raised while a file is read that is cut off, damaged, or no compressed one."""
 
 
 def version_of(source: str) -> str:
@@ -53,7 +57,7 @@ def lines(source: str) -> Iterator[tuple[int, str]]:
                     yield number, stripped
         except UnicodeDecodeError as error:
             raise BadConfig(f"trainer.config.data: {source} is not UTF-8 text after line {number}") from error
-        except (OSError, EOFError) as error:
+        except DAMAGED as error:
             raise BadConfig(f"trainer.config.data: {source} cannot be read after line {number}: {error}") from error
 
 

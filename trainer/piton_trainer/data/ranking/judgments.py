@@ -109,6 +109,11 @@ class Collector:
         """
         if not any(self._originals):
             raise BadConfig(f"trainer.config.data: there is not one row in {source} that was judged")
+        if not any(gain > 0 for gain, original in zip(self._gains, self._originals, strict=True) if original):
+            raise BadConfig(
+                f"trainer.config.data: not one judgment in {source} has a gain above 0, so no ranking would be worth "
+                "anything; trainer.config.gains says what a grade is worth"
+            )
         names, renumbered = _sorted(self._ids)
         rows = _Rows(
             queries=np.frombuffer(self._row_queries, dtype=np.int32),

@@ -5,22 +5,18 @@
 What the user can mend is a `BadConfig` that names file, line and column.
 """
 
-import csv
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 
 from piton.contract import InputError
-from piton_trainer.data.stream import open_text, users_fault
-from piton_trainer.errors import BadConfig
+from piton_trainer.data.csv_table import read_csv, refuse_twice
 
 ORIGINAL = "original"
 """The source of a row that somebody judged; every other source is a guess, and never validated on."""
 REQUIRED = ("query_id", "llm_id", "qrel", "query_text")
 OPTIONAL = ("source", "confidence")
-LONGEST_FIELD = 10_000_000
-"""Characters in one field; the csv module stops at 131,072 by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,30 +56,19 @@ def csv_rows(source: str, reading: CsvReading, take: Callable[[JudgmentRow], Non
     Raises:
         BadConfig: it is not there, or a row is wrong.
     """
-    csv.field_size_limit(LONGEST_FIELD)
-    line = 1
-    with users_fault(source), ExitStack() as stack:
-        table = csv.reader(open_text(source, stack), strict=True)
-        try:
-            columns = _columns(next(table, []))
-            line = table.line_num + 1
-            for fields in table:
-                if fields:
-                    take(_row(fields, columns, reading))
-                line = table.line_num + 1
-        except UnicodeDecodeError as error:
-            raise BadConfig(f"trainer.config.data: {source} is not UTF-8 text after line {line}") from error
-        except (ValueError, csv.Error) as error:
-            raise BadConfig(f"trainer.config.data: {source}, line {line}: {error}") from error
-        except (OSError, EOFError) as error:
-            raise BadConfig(f"trainer.config.data: {source} cannot be read after line {line}: {error}") from error
+
+    def begin(header: list[str]) -> Callable[[list[str]], None]:
+        columns = _columns(header)
+        return lambda fields: take(_row(fields, columns, reading))
+
+    for _ in read_csv(source, begin):
+        pass
 
 
 def _columns(header: list[str]) -> dict[str, int]:
     """Return the position of each known column. Others are ignored, unless one looks like a misspelt known one."""
-    places = {name.strip(): place for place, name in enumerate(header)}
-    if len(places) < len(header):
-        raise InputError(f"a column stands twice in the header {','.join(header)}")
+    places = {name: place for place, name in enumerate(header)}
+    refuse_twice(header, set(header))
     missing = [name for name in REQUIRED if name not in places]
     if missing:
         raise InputError(
@@ -92,15 +77,13 @@ def _columns(header: list[str]) -> dict[str, int]:
     for name in set(OPTIONAL) - set(places):
         if close := get_close_matches(name, set(places) - {*REQUIRED, *OPTIONAL}, n=1, cutoff=0.8):
             raise InputError(f"column {close[0]}: did you mean {name}?")
-    return {name: places[name] for name in (*REQUIRED, *OPTIONAL) if name in places} | {"": len(header)}
+    return {name: places[name] for name in (*REQUIRED, *OPTIONAL) if name in places}
 
 
 def _row(fields: list[str], columns: dict[str, int], reading: CsvReading) -> JudgmentRow:
-    if len(fields) != columns[""]:
-        raise InputError(f"it has {len(fields)} fields, and the header {columns['']}")
     query, name, grade, text = (_text(fields[columns[column]], column) for column in REQUIRED)
     source = (fields[columns["source"]] if "source" in columns else "") or reading.source
-    original = source == ORIGINAL
+    original = _is_original(source)
     confidence = fields[columns["confidence"]] if "confidence" in columns else ""
     return JudgmentRow(
         query=query,
@@ -110,6 +93,18 @@ def _row(fields: list[str], columns: dict[str, int], reading: CsvReading) -> Jud
         original=original,
         confidence=1.0 if original or not confidence else _confidence(confidence),
     )
+
+
+@lru_cache(maxsize=1000)
+def _is_original(source: str) -> bool:
+    """True if a row of this source was judged.
+
+    Raises:
+        ValueError: it is nearly written so, and the row would be taken for a guess without a word.
+    """
+    if source != ORIGINAL and get_close_matches(source.strip().casefold(), [ORIGINAL], cutoff=0.8):
+        raise _WrongError("source", f"{source!r} is neither {ORIGINAL} nor the name of a guess; write {ORIGINAL}")
+    return source == ORIGINAL
 
 
 def _text(field: str, column: str) -> str:

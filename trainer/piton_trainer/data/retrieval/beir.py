@@ -5,16 +5,15 @@ queries.jsonl      {"_id": "q1", "text": "…"}
 qrels/test.tsv     query-id  corpus-id  score                     more than 0 is relevant
 """
 
-import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from piton.contract import InputError
-from piton_trainer.data.stream import lines
+from piton_trainer.data.retrieval.json_lines import id_of, json_object, lossless, parsed, text_of
 from piton_trainer.errors import BadConfig
 
-T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,54 +33,85 @@ def read(folder: str, split: str) -> Beir:
         BadConfig: it is not there, or a line is wrong.
     """
     root = folder.rstrip("/")
-    grades: dict[str, dict[str, int]] = {}
-    for query, document, grade in _judgments(f"{root}/qrels/{split}.tsv"):
-        grades.setdefault(query, {})[document] = grade
-    texts = dict(parsed(f"{root}/queries.jsonl", _query))
+    grades = _grades(f"{root}/qrels/{split}.tsv")
+    texts = _texts(f"{root}/queries.jsonl", _query)
     missing = next((query for query in grades if query not in texts), None)
     if missing is not None:
         raise BadConfig(f"trainer.config.data: query {missing} has judgments in {root}, and no text")
     queries = {query: texts[query] for query in grades}
-    return Beir(documents=dict(parsed(f"{root}/corpus.jsonl", _document)), queries=queries, grades=grades)
+    return Beir(documents=_texts(f"{root}/corpus.jsonl", _document), queries=queries, grades=grades)
+
+
+def expect_documents(beir: Beir, source: str) -> Beir:
+    """Return the collection; judgments of documents that it lacks are said.
+
+    They count as answers that nobody finds. A few are usual, and BEIR counts them so; with more of them than of others
+    the metric would say more about what is missing than about the model.
+
+    Raises:
+        BadConfig: most judgments are of that kind.
+    """
+    relevant = [(query, name) for query, judged in beir.grades.items() for name, grade in judged.items() if grade > 0]
+    missing = [(query, name) for query, name in relevant if name not in beir.documents]
+    if not relevant and beir.queries:
+        raise BadConfig(
+            f"trainer.config.data: not one judgment of {source} has a grade above 0, so nothing can be found"
+        )
+    if missing:
+        told = f"{len(missing)} of {len(relevant)} relevant judgments of {source} name documents that it does not have"
+        told = f"{told}, the first {missing[0][1]} for query {missing[0][0]}"
+        if 2 * len(missing) > len(relevant):
+            raise BadConfig(f"trainer.config.data: {told}; bring the documents or leave out the judgments")
+        _log.warning("%s", told)
+    return beir
+
+
+def _texts(source: str, parse: Callable[[str], tuple[str, str]]) -> dict[str, str]:
+    """Return texts by their names.
+
+    Raises:
+        BadConfig: a line is wrong, or a name has two texts.
+    """
+    texts: dict[str, str] = {}
+
+    def add(line: str) -> None:
+        name, text = parse(line)
+        if texts.setdefault(name, text) != text:
+            raise InputError(f"{name} stands twice, and with another text before")
+
+    for _ in parsed(source, add):
+        pass
+    return texts
 
 
 def _query(line: str) -> tuple[str, str]:
-    found = json_object(line)
-    return str(found["_id"]), text_of(found, "text")
+    fields = json_object(line)
+    return id_of(fields, "_id"), text_of(fields, "text")
 
 
 def _document(line: str) -> tuple[str, str]:
-    found = json_object(line)
-    return str(found["_id"]), f"{found.get('title') or ''} {text_of(found, 'text')}".strip()
+    fields = json_object(line)
+    title = lossless(str(fields.get("title") or ""), "title")
+    return id_of(fields, "_id"), f"{title} {text_of(fields, 'text')}".strip()
 
 
-def json_object(line: str) -> dict[str, Any]:
-    """A line of JSON.
-
-    Raises:
-        ValueError: it is none.
-    """
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise InputError("it is no JSON object")
-    return found
-
-
-def text_of(found: dict[str, Any], name: str) -> str:
-    """A field that has to be a text.
+def _grades(source: str) -> dict[str, dict[str, int]]:
+    """Return the grade of each judged document, by query.
 
     Raises:
-        ValueError: it is none.
+        BadConfig: a line is wrong, or a pair has two grades.
     """
-    if not isinstance(found.get(name), str):
-        raise InputError(f"field {name}: there is no text in it")
-    text: str = found[name]
-    return text
+    grades: dict[str, dict[str, int]] = {}
 
+    def add(line: str) -> None:
+        if judgment := _judgment(line):
+            query, document, grade = judgment
+            if grades.setdefault(query, {}).setdefault(document, grade) != grade:
+                raise InputError(f"query {query} and document {document} are judged twice, with another grade before")
 
-def _judgments(source: str) -> Iterator[tuple[str, str, int]]:
-    rows = parsed(source, _judgment)
-    return (row for row in rows if row is not None)
+    for _ in parsed(source, add):
+        pass
+    return grades
 
 
 def _judgment(line: str) -> tuple[str, str, int] | None:
@@ -91,18 +121,3 @@ def _judgment(line: str) -> tuple[str, str, int] | None:
     if fields[0] == "query-id":
         return None
     return fields[0], fields[1], int(fields[2])
-
-
-def parsed(source: str, parse: Callable[[str], T]) -> Iterator[T]:
-    """The lines of a file or object, each as `parse` understands it.
-
-    Raises:
-        BadConfig: it is not there, or a line is wrong.
-    """
-    for number, line in lines(source):
-        try:
-            yield parse(line)
-        except KeyError as error:
-            raise BadConfig(f"trainer.config.data: {source}, line {number}: there is no field {error}") from error
-        except ValueError as error:
-            raise BadConfig(f"trainer.config.data: {source}, line {number}: {error}") from error

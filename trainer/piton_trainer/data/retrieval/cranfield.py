@@ -34,30 +34,62 @@ def read(source: str, split: str) -> Beir:
         BadConfig: the files cannot be read.
     """
     documents, questions, judgments = files(source)
-    try:
-        texts = [fields["W"] for fields in _records(questions)]
-        queries = {f"q{number}": text for number, text in enumerate(texts, start=1) if _split(number) == split}
-        grades: dict[str, dict[str, int]] = {}
-        for line in judgments.read_text(encoding="utf-8").splitlines():
-            number, document, grade = (int(field) for field in line.split())
-            if f"q{number}" in queries:
-                grades.setdefault(f"q{number}", {})[f"d{document}"] = _BEST - grade if 1 <= grade < _BEST else 0
-        return Beir(
-            documents={f"d{fields['I']}": fields["W"] for fields in _records(documents)},
-            queries=queries,
-            grades=grades,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise BadConfig(f"trainer.config.data: {source} cannot be read as Cranfield: {error}") from error
+    texts = [text for _, text in _records(questions)]
+    queries = {f"q{number}": text for number, text in enumerate(texts, start=1) if _split(number) == split}
+    grades: dict[str, dict[str, int]] = {}
+    for number, document, grade in _judgments(judgments, len(texts)):
+        if f"q{number}" in queries:
+            grades.setdefault(f"q{number}", {})[f"d{document}"] = _BEST - grade if 1 <= grade < _BEST else 0
+    found = {f"d{number}": text for number, text in _records(documents, step=1)}
+    return Beir(documents=found, queries=queries, grades=grades)
 
 
 def _split(number: int) -> str:
     return "test" if number % _TEST_EVERY == 0 else "train"
 
 
-def _records(path: Path) -> Iterator[dict[str, str]]:
-    """The fields of each record by their letters; a document's text begins with its title."""
-    for record in re.split(r"^(?=\.I )", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+def _judgments(path: Path, queries: int) -> Iterator[tuple[int, int, int]]:
+    """Yield query, document and grade of each line; a query is a number up to that of the last one."""
+    for place, line in enumerate(_read(path).splitlines(), start=1):
+        try:
+            number, document, grade = (int(field) for field in line.split())
+        except ValueError as error:
+            raise BadConfig(
+                f"trainer.config.data: {path}, line {place}: query, document and grade are three numbers: {error}"
+            ) from error
+        if not 1 <= number <= queries:
+            raise BadConfig(
+                f"trainer.config.data: {path}, line {place}: there are {queries} queries, and none is number {number}"
+            )
+        yield number, document, grade
+
+
+def _records(path: Path, step: int | None = None) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each record; a document's text begins with its title.
+
+    A record whose first line is damaged would join the one before it, and all queries that follow would be counted
+    wrong. Documents are numbered without a gap (`step`); numbers of queries only grow, but each has one text.
+    """
+    before, content = 0, _read(path)
+    if not content.startswith(".I "):
+        raise BadConfig(f"trainer.config.data: {path}: begins with {content[:20]!r} and not with a record, .I 1")
+    for record in re.split(r"^(?=\.I )", content, flags=re.MULTILINE)[1:]:
         parts = _FIELD.split(record)
-        if len(parts) > 1:
-            yield {letter: " ".join(text.split()) for letter, text in zip(parts[1::2], parts[2::2], strict=True)}
+        fields = {letter: " ".join(text.split()) for letter, text in zip(parts[1::2], parts[2::2], strict=True)}
+        number = int(fields["I"]) if fields["I"].isdecimal() else 0
+        grows = number > before if step is None else number == before + step
+        if not grows or "W" not in fields or (step is None and parts.count("W") > 1):
+            line = content.count("\n", 0, content.index(record)) + 1
+            raise BadConfig(
+                f"trainer.config.data: {path}, line {line}: here begins record {fields['I'] or '?'}, after "
+                f"record {before}, with .{', .'.join(parts[1::2])}; a record or its text is missing"
+            )
+        before = number
+        yield number, fields["W"]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"trainer.config.data: {path} cannot be read as Cranfield: {error}") from error

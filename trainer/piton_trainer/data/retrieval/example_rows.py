@@ -8,18 +8,28 @@
 What the user can mend is a `BadConfig` that names file and line.
 """
 
-import csv
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from piton.contract import InputError
-from piton_trainer.data.ranking.rows import LONGEST_FIELD
-from piton_trainer.data.retrieval.beir import Beir, json_object, parsed, text_of
-from piton_trainer.data.stream import open_text, users_fault
+from piton_trainer.data.csv_table import read_csv, refuse_twice
+from piton_trainer.data.retrieval.beir import Beir
+from piton_trainer.data.retrieval.json_lines import json_object, lossless, parsed, text_of
+from piton_trainer.data.stream import DAMAGED, open_text, users_fault
 from piton_trainer.errors import BadConfig
+
+NEGATIVES = ("negatives", "negative")
+_HEADER_WORDS = (
+    frozenset({"query", "queries", "question", "anchor"}),
+    frozenset({"positive", "pos", "passage", "answer", "document", "text"}),
+)
+"""First two fields of a header; a TSV has none."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,7 @@ def examples(source: str) -> Iterator[Example]:
     """
     name = source.removesuffix(".gz")
     if name.endswith(".tsv"):
-        return parsed(source, lambda line: _example(line.split("\t")))
+        return _from_tsv(source)
     if name.endswith(".jsonl"):
         return parsed(source, lambda line: _from_json(json_object(line)))
     return _from_csv(source) if name.endswith(".csv") else _from_list(source)
@@ -55,51 +65,78 @@ def of_collection(found: Beir) -> Iterator[Example]:
                 yield Example(query=text, positive=found.documents[name], negatives=negatives)
 
 
+def _from_tsv(source: str) -> Iterator[Example]:
+    """Rows may have different numbers of negatives; that they do is said, as a lost line break looks the same."""
+    number, first, odd = 0, 0, 0
+
+    def parse(line: str) -> Example:
+        nonlocal number, first, odd
+        fields = line.split("\t")
+        number, first = number + 1, first or len(fields)
+        odd = odd or (number if len(fields) != first else 0)
+        return _example(fields)
+
+    yield from parsed(source, parse)
+    if odd:
+        _log.warning("%s: its rows have different numbers of fields; row %d is the first that differs", source, odd)
+
+
 def _example(fields: list[str]) -> Example:
     if len(fields) < 2:
         raise InputError("it has one field; query, positive and maybe negatives are wanted")
     query, positive, *negatives = (field.strip() for field in fields)
     if not query or not positive:
         raise InputError("query or positive is empty")
+    if all(field.casefold() in words for field, words in zip((query, positive), _HEADER_WORDS, strict=True)):
+        raise InputError(f"{query} and {positive} are names of columns and no example; remove the line")
     return Example(query=query, positive=positive, negatives=tuple(text for text in negatives if text))
 
 
-def _from_json(found: dict[str, Any]) -> Example:
-    negatives = found.get("negatives", found.get("negative")) or []
+def _from_json(fields: dict[str, Any]) -> Example:
+    if misspelt := _misspelt(fields.keys() - {"query", "positive"}):
+        raise InputError(f"field {misspelt}: did you mean negatives?")
+    negatives = fields.get("negatives", fields.get("negative")) or []
     told = negatives if isinstance(negatives, list) else [negatives]
     if not all(isinstance(text, str) for text in told):
         raise InputError("field negatives: there are other things than texts in it")
-    return _example([text_of(found, "query"), text_of(found, "positive"), *told])
+    texts = [lossless(text, "negatives") for text in told]
+    return _example([text_of(fields, "query"), text_of(fields, "positive"), *texts])
+
+
+def _misspelt(names: set[str]) -> str | None:
+    """Return a name that is nearly that of the negatives, where they are missing."""
+    if names.isdisjoint(NEGATIVES):
+        for name in sorted(names):
+            if get_close_matches(name, NEGATIVES, cutoff=0.87):  # one letter is another one, missing or too many
+                return name
+    return None
 
 
 def _from_list(source: str) -> Iterator[Example]:
     with users_fault(source), ExitStack() as stack:
         try:
-            found = json.load(open_text(source, stack))
-        except (ValueError, OSError, EOFError) as error:
+            content = json.load(open_text(source, stack))
+        except (ValueError, RecursionError, *DAMAGED) as error:
             raise BadConfig(f"trainer.config.data: {source} cannot be read as JSON: {error}") from error
-    yield from _rows(source, found if isinstance(found, list) else [found], "entry", _from_json)
+    for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
+        try:
+            if not isinstance(entry, dict):
+                raise InputError("it is no JSON object")
+            yield _from_json(entry)
+        except ValueError as error:
+            raise BadConfig(f"trainer.config.data: {source}, entry {number}: {error}") from error
 
 
 def _from_csv(source: str) -> Iterator[Example]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with users_fault(source), ExitStack() as stack:
-        try:
-            table = csv.reader(open_text(source, stack), strict=True)
-            header = [name.strip() for name in next(table, [])]
-            wanted = [name for name in header if name.startswith("negative")]
-            if not {"query", "positive"} <= set(header):
-                raise BadConfig(f"trainer.config.data: {source} has no columns query and positive in its header")
-            places = [header.index(name) for name in ("query", "positive", *wanted)]
-            rows = (fields for fields in table if fields)
-            yield from _rows(source, rows, "row", lambda fields: _example([fields[place] for place in places]))
-        except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
-            raise BadConfig(f"trainer.config.data: {source} cannot be read as CSV: {error}") from error
+    return read_csv(source, _columns)
 
 
-def _rows(source: str, rows: Iterable[Any], what: str, parse: Any) -> Iterator[Example]:
-    for number, row in enumerate(rows, start=1):
-        try:
-            yield parse(row)
-        except (ValueError, IndexError, AttributeError) as error:
-            raise BadConfig(f"trainer.config.data: {source}, {what} {number}: {error}") from error
+def _columns(header: list[str]) -> Callable[[list[str]], Example]:
+    if not {"query", "positive"} <= set(header):
+        raise InputError("there are no columns query and positive in its header")
+    refuse_twice(header, {"query", "positive"})
+    negatives = [place for place, name in enumerate(header) if name.startswith("negative")]
+    if not negatives and (misspelt := _misspelt(set(header) - {"query", "positive"})):
+        raise InputError(f"column {misspelt}: did you mean negative?")
+    places = [header.index("query"), header.index("positive"), *negatives]
+    return lambda fields: _example([fields[place] for place in places])

@@ -16,7 +16,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from piton.contract import InputError
 from piton_trainer.data.debian import data_folder, fetch
+from piton_trainer.data.stream import DAMAGED
 from piton_trainer.errors import BadConfig
 
 FOLDOC = "foldoc:"
@@ -54,12 +56,24 @@ def articles(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
         with gzip.open(compressed) as file:
             content = file.read()
         places = sorted({_place(line) for line in index.read_text(encoding="utf-8").splitlines()})
+        _expect_whole(places, len(content), index)
         for start, length in places:
             names, text = _article(content[start : start + length].decode())
             if len(text.split()) >= _WORDS_MIN and _split(names[0]) == split:
                 yield f"{start:07d}", names[0], _masked(text, names)
-    except (OSError, EOFError, ValueError) as error:
+    except (ValueError, *DAMAGED) as error:
         raise BadConfig(f"trainer.config.data: {folder} holds no dictionary that can be read: {error}") from error
+
+
+def _expect_whole(places: list[tuple[int, int]], size: int, index: Path) -> None:
+    """Refuse an index with a damaged number, which would cut an article wrong: one begins where another ends.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    ends = [0, *(start + length for start, length in places)]
+    if [start for start, _ in places] + [size] != ends:
+        raise InputError(f"the places in {index.name} do not cover {_ARTICLES} from its start to its end")
 
 
 def _place(line: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 
 from piton_trainer.data.retrieval import collection, cranfield, examples, foldoc
-from piton_trainer.data.retrieval.beir import Beir
+from piton_trainer.data.retrieval.beir import Beir, expect_documents
 from piton_trainer.data.retrieval.beir import read as read_beir
 from piton_trainer.data.retrieval.collection import Collection
 from piton_trainer.data.retrieval.example_rows import Example, of_collection
@@ -47,6 +47,10 @@ def collection_of(source: str, split: str, run_cache: RunCache) -> Collection:
 
 
 def _read(source: str, split: str) -> Beir:
+    return expect_documents(_collection(source, split), source)
+
+
+def _collection(source: str, split: str) -> Beir:
     if source.startswith(cranfield.CRANFIELD):
         return cranfield.read(source, split)
     if not source.startswith(foldoc.FOLDOC):
