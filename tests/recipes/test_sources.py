@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from piton_trainer.data.image import preparation
+from piton_trainer.data.image.image_files import Form
 from piton_trainer.data.image.preparation import prepare
 from piton_trainer.data.image.record_writer import Picture, Recorder
 from piton_trainer.data.image.records import Records
-from piton_trainer.data.image.sources import Form, open_source
+from piton_trainer.data.image.sources import open_source
 from piton_trainer.errors import BadConfig
 from support import ranks
 from support.checkpoints import flip
@@ -134,7 +135,7 @@ def test_a_source_that_cannot_work_is_refused_in_a_sentence(tmp_path: Path) -> N
     assert refusal(torn).startswith(said + f"{torn}/a/0.jpg is no image that can be read: ")
     assert refusal(mute) == said + f"{mute}/0 has an image and no .cls beside it"
     assert refusal(odd) == said + f"{odd}/0.cls has to hold the number of a class, not b'cat'"
-    assert "has a shard that is no plain tar file" in refusal(tmp_path / "zipped.tar")
+    assert "zipped.tar is no plain tar file, or is damaged: " in refusal(tmp_path / "zipped.tar")
     assert "has images of float64[2, 4, 4] and labels of [2]; needed are images of uint8" in refusal(
         tmp_path / "floats.npz"
     )

@@ -31,6 +31,27 @@ def test_a_directory_gives_its_text_files_in_order_at_any_depth(tmp_path: Path) 
     assert read_text(str(tmp_path)) == "first\n\nsecond"
 
 
+def test_names_with_a_leading_dot_are_no_texts_and_what_else_is_left_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / ".cache" / "texts"
+    for name in (".git/x.md", ".ipynb_checkpoints/a.txt", "a.txt", "b/._c.txt", "b/c.txt", "B.TXT", "b/d.bin"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "c.txt").write_text("linked")
+    (root / "linked").symlink_to(tmp_path / "linked")
+    (root / "gone.txt").symlink_to(tmp_path / "nowhere")
+    assert read_text(str(root)) == "a.txt\n\nb/c.txt"
+    assert read_text(str(root / ".git" / "x.md")) == ".git/x.md"
+    assert caplog.messages == [
+        (
+            f"{root}: not taken for data are 3 with a leading dot, 1 linked folders, 1 *.txt, "
+            "1 links that lead nowhere, or no files, 1 *.bin"
+        )
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"), [(b"", "there is no text in "), (b"ab\xff", "is not UTF-8 text (byte 2)")]
 )

@@ -4,16 +4,24 @@ Pillow decodes, cuts and resizes, and leaves the interpreter to other threads me
 """
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from piton.contract import InputError
 from piton_trainer.data.image.crops import Crop
 from piton_trainer.data.image.record_writer import Picture
 from piton_trainer.data.image.records import Records
 
 Pixels = NDArray[np.uint8]
+_ANIMATED = ("PNG", "WEBP", "GIF")
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Modes of Pillow with one number of more than 8 bits for each pixel."""
+_WHITE_8, _WHITE_16 = 255, 65535
+_DARKEST_16 = 4096
+"""An image of 16 bits that uses fewer than 12 of them would have less than 16 shades left in 8."""
 
 
 def from_pixels(pixels: Pixels, label: int) -> Picture:
@@ -24,22 +32,59 @@ def from_pixels(pixels: Pixels, label: int) -> Picture:
 
 
 def from_file(content: bytes, label: int, *, max_side: int | None, quality: int) -> Picture:
-    """A record of an image file: a colour JPEG that is small enough as it is, anything else as a new JPEG.
+    """Make a record of an image file, with a remark where it does not show all of the file.
+
+    A colour JPEG that is small enough and stands upright stays as it is; anything else becomes a new JPEG. Every image
+    is decoded once to see that it can be, however long it takes: better here than in the tenth hour of a training.
 
     Raises:
-        OSError: it is no image, or a torn one. Every image is decoded once for that, however long it takes: better
-            here than in the tenth hour of a training.
+        Exception: of whatever kind, where it is no image, or a damaged one.
     """
     with Image.open(io.BytesIO(content)) as image:
+        if image.format == "PNG":  # the only one with checksums, which Pillow compares only here
+            image.verify()
+            image = Image.open(io.BytesIO(content))  # noqa: PLW2901
+        moves = image.format in _ANIMATED and getattr(image, "is_animated", False)
         image.load()
-        if image.format == "JPEG" and image.mode == "RGB" and (max_side is None or max(image.size) <= max_side):
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        fits = max_side is None or max(image.size) <= max_side
+        if image.format == "JPEG" and image.mode == "RGB" and fits and upright:
             return _jpeg(content, image.size, label)
-        smaller = image.convert("RGB")
+        smaller, remark = _in_colour(image if upright else ImageOps.exif_transpose(image))
     if max_side is not None:
         smaller.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     smaller.save(file, "JPEG", quality=quality)
-    return _jpeg(file.getvalue(), smaller.size, label)
+    remark = "has several frames, of which the first is taken" if moves else remark
+    return replace(_jpeg(file.getvalue(), smaller.size, label), remark=remark)
+
+
+def _in_colour(image: Image.Image) -> tuple[Image.Image, str | None]:
+    """Return the image with 8 bits for each of three colours, and a remark where that took a guess.
+
+    Pillow would make every value above 255 white. Files with 16 bits may still hold 8; those stay as they are.
+
+    Raises:
+        ValueError: the values leave open what is white.
+    """
+    if image.mode not in _DEEP:
+        return image.convert("RGB"), None
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high < _WHITE_16 + 1):  # also where one is no number
+        raise InputError(f"its values go from {low:g} to {high:g}, and 0 to 255 or 0 to 65535 are wanted")
+    if high <= _WHITE_8:
+        if image.mode == "F" and 0 < high <= 1:
+            raise InputError(f"its values go from {low:g} to {high:g}, and 0 to 255 are wanted; write 8 bits")
+        remark = (
+            "has more than 8 bits and no value above 255, so its values are taken as they are" if high > 1 else None
+        )
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB"), remark
+    if high < _DARKEST_16:
+        raise InputError(
+            f"its brightest value is {high:g} of 65535, which 8 bits would make black; write it with 8 bits"
+        )
+    return Image.fromarray((values * (_WHITE_8 / _WHITE_16)).round().astype(np.uint8)).convert("RGB"), None
 
 
 def _jpeg(content: bytes, size: tuple[int, int], label: int) -> Picture:

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from piton_trainer.checkpoint.format.layout import raise_out_of_space
+from piton_trainer.data.image.image_files import Form
 from piton_trainer.data.image.record_writer import Picture, Recorder
 from piton_trainer.data.image.records import About, Records
-from piton_trainer.data.image.sources import Form, Source, open_source
+from piton_trainer.data.image.sources import Source, open_source
 from piton_trainer.runtime.resources import cores
 
 AT_ONCE = 16
@@ -59,6 +60,7 @@ def verify(path: Path) -> None:
 def _write(source: Source, path: Path, threads: int) -> None:
     about = About(source=source.digest, classes=source.classes)
     with Recorder(path, about) as recorder, ThreadPoolExecutor(threads, thread_name_prefix="piton-prepare") as pool:
+        recorder.keep(_same_so_far(source, recorder, pool, AT_ONCE * threads))
         if len(recorder):
             _log.info("%s: %d of %d images are there already", path.name, len(recorder), len(source))
         with _progress_bar(f"preparing {path.name}", len(source), done=len(recorder)) as bar:
@@ -71,6 +73,17 @@ def _write(source: Source, path: Path, threads: int) -> None:
 def _pictures(source: Source, first: int, pool: ThreadPoolExecutor, at_once: int) -> Iterator[Picture]:
     for start in range(first, len(source), at_once):
         yield from pool.map(source.picture, range(start, min(start + at_once, len(source))))
+
+
+def _same_so_far(source: Source, recorder: Recorder, pool: ThreadPoolExecutor, at_once: int) -> int:
+    """Return how many records, from the first on, were made of what the source still has in their place."""
+    stamps = recorder.stamps()
+    for start in range(0, len(stamps), at_once):
+        part = range(start, min(start + at_once, len(stamps), len(source)))
+        for number, stamp in zip(part, pool.map(source.stamp, part), strict=True):
+            if stamp != stamps[number]:
+                return number
+    return min(len(stamps), len(source))
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Writes a file of records so that a kill at any moment costs nothing but the record under way.
 
     name.records.part   the start and every record so far; what is torn at its end is cut off by whoever goes on
+    name.records.made   a stamp of what each record so far was made of
     name.records        the same with its index and its end: flushed, then renamed
 
-There is no journal beside the file that could disagree with it: who continues reads the heads and compares every
-checksum. That costs one reading of what is there, and finds what a crash of the machine left unwritten in its middle.
+Who continues reads the heads and compares every checksum: that costs one reading of what is there, and finds what a
+crash of the machine left unwritten in its middle. The stamps say up to which record the source is still the same. They
+may lag behind, be damaged or be lost: records without their stamp are written anew.
 """
 
 import mmap
@@ -30,7 +32,9 @@ from piton_trainer.data.image.records import (
     checksum,
 )
 
-PART = ".part"
+PART, MADE = ".part", ".made"
+STAMP = 32
+"""Bytes of a stamp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class Picture:
     channels: int
     content: bytes
     is_jpeg: bool
+    stamp: bytes = bytes(STAMP)
+    """Says what it was made of; it stands beside the records, not in them."""
+    remark: str | None = None
+    """Something to say about the file that it was made of."""
 
     def head(self) -> np.void:
         """Return the header that precedes its bytes."""
@@ -66,8 +74,28 @@ class Recorder:
         self._part = path.with_name(path.name + PART)
         self._index = bytearray()
         beginning = about.to_bytes()
+        self._first = len(beginning)
         self._end = self._scan(beginning) if self._part.exists() else 0
         self._file = self._open(beginning)
+        self._made = path.with_name(path.name + MADE)
+        self._stamps = self._made.open("a+b", buffering=0)
+        self._stamps.truncate(len(self) * STAMP)  # zeros, which no file has, where they lag behind
+
+    def stamps(self) -> list[bytes]:
+        """Return the stamps of the records that are there; zeros where one is lost."""
+        self._stamps.seek(0)
+        content = self._stamps.read(len(self) * STAMP)
+        return [content[first : first + STAMP] for first in range(0, len(content), STAMP)]
+
+    def keep(self, count: int) -> None:
+        """Forget all records but the first ones."""
+        count = min(count, len(self))
+        del self._index[count * INDEX.itemsize :]
+        last = np.frombuffer(self._index[-INDEX.itemsize :], INDEX) if count else None
+        self._end = self._first if last is None else int(last[0]["offset"]) + int(last[0]["head"]["size"])
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+        self._stamps.truncate(count * STAMP)
 
     def __len__(self) -> int:
         return len(self._index) // INDEX.itemsize
@@ -77,6 +105,7 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._file.close()
+        self._stamps.close()
 
     def append(self, picture: Picture) -> None:
         """Write one more.
@@ -87,6 +116,7 @@ class Recorder:
         head = picture.head()
         self._file.write(head.tobytes() + picture.content)
         self._note(head, self._end + HEAD.itemsize)
+        self._stamps.write(picture.stamp)
 
     def finish(self) -> None:
         """Write index and end, and give the file its name."""
@@ -95,6 +125,7 @@ class Recorder:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(self.path)
+        self._made.unlink(missing_ok=True)
 
     def _note(self, head: np.void, offset: int) -> None:
         self._index += np.array((head, offset), INDEX).tobytes()

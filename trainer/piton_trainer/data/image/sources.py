@@ -8,35 +8,24 @@ sorted by class, and neither a validation set cut off the end nor windows of nei
 import gzip
 import hashlib
 import io
-import tarfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piton_trainer.data.folders import HIDDEN, LeftOut, files_below, is_hidden, printable
+from piton_trainer.data.image.image_files import CLASSES_MAX, IMAGES, Files, Form, ImageFile, digest_of
 from piton_trainer.data.image.packages import PACKAGES, Package
-from piton_trainer.data.image.pictures import Pixels, from_file, from_pixels
-from piton_trainer.data.image.record_writer import Picture
+from piton_trainer.data.image.pictures import Pixels, from_pixels
+from piton_trainer.data.image.record_writer import STAMP, Picture
+from piton_trainer.data.image.shards import read_shard
 from piton_trainer.errors import BadConfig
 
-IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
-"""Suffixes of image files in a folder or a shard."""
-LABEL = ".cls"
-"""Beside an image in a shard: its class, as a number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """The format in which image files are stored."""
-
-    max_side: int | None
-    """Longest side in pixels; larger ones are made smaller. None keeps all."""
-    quality: int
-    """Of the JPEGs that are written anew."""
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -52,42 +41,15 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def stamp(self, number: int) -> bytes:
+        """Say what a picture would be made of, called from several threads: as long as it is the same, so is this."""
+
     def picture(self, number: int) -> Picture:
-        """One of them, called from several threads.
+        """One of them with its stamp, called from several threads.
 
         Raises:
             BadConfig: it cannot be used.
         """
-
-
-@dataclass(frozen=True)
-class _File:
-    """An image file, or a stretch of a shard."""
-
-    name: str
-    label: int
-    read: Callable[[], bytes]
-
-
-class Files:
-    """Image files from anywhere."""
-
-    def __init__(self, files: Sequence[_File], form: Form, classes: tuple[str, ...], digest: str) -> None:
-        self.files = files
-        self.form = form
-        self.classes = classes
-        self.digest = _digest([digest, repr(form)])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def picture(self, number: int) -> Picture:
-        """One of them."""
-        file = self.files[number]
-        try:
-            return from_file(file.read(), file.label, max_side=self.form.max_side, quality=self.form.quality)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that a file is torn
-            raise BadConfig(f"trainer.config.data: {file.name} is no image that can be read: {error}") from error
 
 
 class Arrays:
@@ -102,6 +64,10 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def stamp(self, number: int) -> bytes:  # noqa: ARG002 - the digest sees the content of all of them
+        """Return the same for each."""
+        return bytes(STAMP)
 
     def picture(self, number: int) -> Picture:
         """One of them."""
@@ -123,34 +89,59 @@ def open_source(name: str, form: Form) -> Source:
     try:
         if path.suffix == ".npz":
             return from_npz(path)
-        shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        return from_shards(shards, form) if shards else from_folder(path, form)
+        return from_folder(path, form) if path.is_dir() else from_shards([path], form)
     except OSError as error:
         raise BadConfig(f"trainer.config.data: cannot read {path}: {error}") from error
 
 
 def from_folder(root: Path, form: Form) -> Files:
-    """A folder per class, with images in it, as ImageNet is laid out.
+    """A folder of shards, or a folder per class with images in it, as ImageNet is laid out.
 
     Raises:
         BadConfig: there are none.
     """
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
-    paths = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in IMAGES
-    ]
+    entries = sorted(path for path in root.iterdir() if not is_hidden(path.name))
+    classes = tuple(path.name for path in entries if path.is_dir())
+    shards = [path for path in entries if path.suffix == ".tar" and path.is_file()]
+    if shards:
+        if classes:
+            _log.warning("%s: taken are the *.tar shards, and not the folders beside them", root)
+        return from_shards(shards, form)
+    left_out = LeftOut()
+    left_out.counts[HIDDEN] += sum(is_hidden(path.name) for path in root.iterdir())
+    left_out.counts["images beside the folders of the classes"] += sum(
+        path.suffix.lower() in IMAGES for path in entries
+    )
+    left_out.counts = +left_out.counts
+    paths = [(path, label) for label, name in enumerate(classes) for path in files_below(root / name, IMAGES, left_out)]
     if not paths:
         raise BadConfig(
             f"trainer.config.data: {root} has neither *.tar shards nor a folder of images per class "
             f"({', '.join(sorted(IMAGES))})"
         )
+    _expect_names(root, classes)
+    left_out.say(str(root))
+    _say_empty(root, len(classes), [label for _, label in paths], classes)
     files = [
-        _File(str(path), label, path.read_bytes) for path, label in (paths[place] for place in _shuffle(len(paths)))
+        ImageFile(printable(path), label, path.read_bytes)
+        for path, label in (paths[place] for place in _shuffle(len(paths)))
     ]
-    return Files(files, form, classes, _digest(f"{path.relative_to(root)}:{path.stat().st_size}" for path, _ in paths))
+    return Files(files, form, classes, digest_of(str(path.relative_to(root)) for path, _ in paths))
+
+
+def _expect_names(root: Path, classes: Sequence[str]) -> None:
+    for name in classes:
+        if printable(name) != name:
+            raise BadConfig(f"trainer.config.data: the name of folder {printable(root / name)} is no UTF-8; rename it")
+
+
+def _say_empty(source: Path, count: int, labels: Iterable[int], names: Sequence[str] = ()) -> None:
+    """Log the classes of which there is no image: the model has an output for each, and learns it never."""
+    empty = sorted(set(range(count)) - set(labels))
+    if empty:
+        told = ", ".join(names[label] if names else str(label) for label in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        _log.warning("%s: %d of %d classes have no image: %s%s", source, len(empty), count, told, more)
 
 
 def from_shards(shards: Sequence[Path], form: Form) -> Files:
@@ -159,50 +150,15 @@ def from_shards(shards: Sequence[Path], form: Form) -> Files:
     Raises:
         BadConfig: a shard cannot be read, or an image has no label.
     """
-    try:
-        files = [file for shard in shards for file in _members(shard)]
-    except tarfile.TarError as error:
-        raise BadConfig(
-            f"trainer.config.data: {shards[0].parent} has a shard that is no plain tar file: {error}"
-        ) from error
+    left_out = LeftOut()
+    files = [file for shard in shards for file in read_shard(shard, left_out)]
     if not files:
         raise BadConfig(f"trainer.config.data: there are no images in {shards[0]}")
-    return Files(files, form, (), _digest(f"{file.name}:{file.label}" for file in files))
-
-
-def _members(shard: Path) -> list[_File]:
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
-    with tarfile.open(shard, "r:") as tar:
-        for member in tar:
-            stem, dot, ending = member.name.rpartition(".")
-            if dot + ending == LABEL:
-                content = tar.extractfile(member)
-                labels[stem] = _number(content.read() if content else b"", f"{shard}/{member.name}")
-            elif (dot + ending).lower() in IMAGES:
-                images[stem] = member
-    if lonely := next((stem for stem in images if stem not in labels), None):
-        raise BadConfig(f"trainer.config.data: {shard}/{lonely} has an image and no {LABEL} beside it")
-    return [_File(f"{shard}/{info.name}", labels[stem], _stretch(shard, info)) for stem, info in images.items()]
-
-
-def _stretch(shard: Path, member: tarfile.TarInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        with shard.open("rb") as file:
-            file.seek(member.offset_data)
-            return file.read(member.size)
-
-    return read
-
-
-def _number(content: bytes, name: str) -> int:
-    try:
-        label = int(content)
-    except ValueError:
-        label = -1
-    if label < 0:
-        raise BadConfig(f"trainer.config.data: {name} has to hold the number of a class, not {content[:20]!r}")
-    return label
+    source = shards[0] if len(shards) == 1 else shards[0].parent
+    left_out.say(str(source))
+    labels = {file.label for file in files}
+    _say_empty(source, max(labels) + 1, labels)
+    return Files(files, form, (), digest_of(f"{file.name}:{file.label}" for file in files))
 
 
 def from_npz(path: Path) -> Arrays:
@@ -212,17 +168,43 @@ def from_npz(path: Path) -> Arrays:
         BadConfig: it holds something else.
     """
     try:
-        with np.load(path) as arrays:
-            images, labels = arrays["images"], arrays["labels"].astype(np.int64)
-    except (KeyError, ValueError) as error:
-        raise BadConfig(f"trainer.config.data: {path} has to hold images and labels: {error}") from error
+        with path.open("rb") as file, np.load(file) as arrays:
+            names = arrays.files
+            images, given = arrays["images"], arrays["labels"]
+            given = given.astype(np.int64) if given.dtype.kind in "US" else given
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy and zipfile have a dozen of kinds for what a damaged archive does to them
+        told = str(error) or type(error).__name__
+        raise BadConfig(f"trainer.config.data: {path} has to hold images and labels: {told}") from error
+    if len(set(names)) < len(names):
+        raise BadConfig(f"trainer.config.data: {path} holds an array twice: {', '.join(names)}")
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-    if images.dtype != np.uint8 or not shaped or labels.shape != images.shape[:1]:
+    if images.dtype != np.uint8 or not shaped or given.shape != images.shape[:1] or 0 in images.shape:
         raise BadConfig(
             f"trainer.config.data: {path} has images of {images.dtype}{list(images.shape)} and labels of "
-            f"{list(labels.shape)}; needed are images of uint8[count, height, width, 1 or 3] and a label for each"
+            f"{list(given.shape)}; needed are images of uint8[count, height, width, 1 or 3] and a label for each"
         )
+    labels = _whole(given, path)
+    _say_empty(path, int(labels.max()) + 1, labels.tolist())
     return Arrays(images, labels)
+
+
+def _whole(given: "NDArray[Any]", path: Path) -> "NDArray[np.int64]":
+    """Return labels as whole numbers, from 0 on.
+
+    Raises:
+        BadConfig: one is none.
+    """
+    if given.dtype.kind not in "buif":
+        raise BadConfig(f"trainer.config.data: {path} has labels of {given.dtype}, and not whole numbers from 0 on")
+    wrong = np.flatnonzero(~((given >= 0) & (given < CLASSES_MAX) & (given == np.floor(given))))
+    if len(wrong):
+        raise BadConfig(
+            f"trainer.config.data: {path}, label {wrong[0]}: {given[wrong[0]]} is no number of a class; needed are "
+            "whole numbers from 0 on"
+        )
+    return given.astype(np.int64)
 
 
 def from_package(package: Package) -> Arrays:
@@ -244,10 +226,3 @@ def from_package(package: Package) -> Arrays:
 
 def _shuffle(count: int) -> "NDArray[np.int64]":
     return np.random.default_rng(0).permutation(count)
-
-
-def _digest(parts: Iterable[str]) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part.encode() + b"\0")
-    return total.hexdigest()

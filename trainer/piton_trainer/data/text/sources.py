@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from piton_trainer.data.folders import LeftOut, files_below, is_hidden, printable
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import S3_SCHEME
 
@@ -76,21 +77,29 @@ def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _wanted(key: str, prefix: str) -> bool:
-    """True if an object is the one named, or a text in that folder (`s3://b/day` means no object of `daylight/`)."""
+    """True if an object is the one named, or a text in that folder (`s3://b/day` means no object of `daylight/`).
+
+    Names with a leading dot are no texts, as in a folder on a disk.
+    """
     folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
-    return key == prefix or (key.startswith(folder) and key.endswith(SUFFIXES))
+    below = key.removeprefix(folder)
+    return key == prefix or (key.startswith(folder) and key.endswith(SUFFIXES) and not is_hidden(below))
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         if path.is_dir():
-            paths = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+            left_out = LeftOut()
+            paths = files_below(path, SUFFIXES, left_out, any_case=False)
+            left_out.say(str(path))
         else:
             paths = [path]
         for file in paths:
-            yield str(file), file.read_bytes()
+            yield printable(file), file.read_bytes()
     except OSError as error:
-        raise BadConfig(f"trainer.config.data: cannot read {error.filename}: {error.strerror}") from error
+        raise BadConfig(
+            f"trainer.config.data: cannot read {printable(error.filename or path)}: {error.strerror}"
+        ) from error
 
 
 def _joined(source: str, parts: Iterable[tuple[str, bytes]]) -> str:

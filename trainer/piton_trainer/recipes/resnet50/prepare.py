@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from piton_trainer.data.image import preparation
+from piton_trainer.data.image.image_files import Form
 from piton_trainer.data.image.records import SUFFIX
-from piton_trainer.data.image.sources import Form
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 
 FOLDER = "records"
