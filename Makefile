@@ -14,7 +14,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo presubmit nightly pictures check format test test-crash fuzz-loops e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig resume-table \
+.PHONY: help setup demo presubmit nightly pictures check format test test-crash fuzz-data fuzz-loops e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig resume-table \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-operator bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ran
 
 fuzz-loops: setup  ## random training loops, killed and resumed: make fuzz-loops LOOPS=500 SEED=7, or LOOP='{"ranks": 2}' for one
 	PYTHONPATH=tests python -u -m fuzz_loops --loops $(or $(LOOPS),500) $(if $(SEED),--seed $(SEED)) $(if $(LOOP),--loop '$(LOOP)')
+
+fuzz-data: setup  ## damaged data of every kind, read by every reader: make fuzz-data N=2000 SEED=7; FIRST=12 N=1 for one
+	PYTHONPATH=tests python -u -m fuzz_data --cases $(or $(N),2000) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST))
 
 worlds: setup  ## random worlds in which runs and sweeps may meet anything: make worlds WORLDS=10000 SEED=7; four a second
 	PITON_WORLDS=$(or $(WORLDS),10000) pytest -q --timeout 36000 --hypothesis-seed=$(or $(SEED),0) -m crash -k ManyRandom tests/core/test_random_worlds.py tests/sweep/test_random_sweeps.py

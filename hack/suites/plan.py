@@ -120,7 +120,8 @@ PRESUBMIT = Suite(
         _beside("check", "make check", warm=1, after="test"),
         _beside("system", "make e2e PART=system", warm=3, after="check"),
         _beside("loops", "make fuzz-loops LOOPS=50 SEED=0", warm=3, after="system", is_one_case=True),
-        _beside("kills", "make test-crash KILLS=20", warm=12, after="loops", is_one_case=True),
+        _beside("data", "make fuzz-data N=100 SEED=0", warm=1, after="loops", is_one_case=True),
+        _beside("kills", "make test-crash KILLS=20", warm=12, after="data", is_one_case=True),
     ),
 )
 
@@ -160,7 +161,8 @@ def nightly(day: date) -> Suite:
             _beside("kills", f"make test-crash KILLS=200 SEED={seed}", warm=17, after="systems", is_one_case=True),
             _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=3, after="kills", is_one_case=True),
             _beside("loops", f"make fuzz-loops LOOPS=300 SEED={seed}", warm=12, after="worlds", is_one_case=True),
-            _beside("gpu-dry", "make gpu DRY=1 MINUTES=30", warm=3, after="loops"),
+            _beside("data", f"make fuzz-data N=2000 SEED={seed}", warm=2, after="loops", is_one_case=True),
+            _beside("gpu-dry", "make gpu DRY=1 MINUTES=30", warm=3, after="data"),
             Part(
                 name="operator",
                 command="make bench-operator RUNS=100",

@@ -142,6 +142,23 @@ def test_guesses_of_a_second_file_join_the_first(tmp_path: Path) -> None:
     assert found.originals.tolist() == [True, False, False]
 
 
+def test_whose_rows_are_guesses_is_said_and_ids_that_nobody_judged_are_doubtful(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    collected_from(tmp_path, HEADER + "q,a,1,t,original,\nq,b,1,t,bm25,0.5\nq,a,1,t,human,\nr,a,1,u,bm25,0.5\n")
+    assert caplog.messages == [f"{tmp_path}/0.csv: 3 rows are guesses, by their source: 2 of bm25, 1 of human"]
+    caplog.clear()
+    judged, weak = (f"query_id,llm_id,qrel,query_text\nq,{name},1,t\n" for name in ("7", "llm-7"))
+    collected_from(tmp_path, judged, weak)
+    assert caplog.messages[1:] == [
+        (
+            f"{tmp_path}/0.csv and {tmp_path}/1.csv: no id that a guess names is ever judged, such as llm-7; "
+            "do both name ids alike?"
+        )
+    ]
+
+
 def test_what_was_kept_is_what_was_read(tmp_path: Path) -> None:
     text = "query_id,llm_id,qrel,query_text\nq1,a,1,é\nq2,b,2,two\n"
     found = collected_from(tmp_path, text)

@@ -10,6 +10,7 @@ rows fit into memory. `Judgments` is what comes out: the rows sorted by query, o
 
 import hashlib
 import json
+import logging
 from array import array
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from piton.contract import InputError
 from piton_trainer.data.ranking.rows import JudgmentRow
 from piton_trainer.errors import BadConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +130,13 @@ class Collector:
             raise BadConfig(
                 f"trainer.config.data: {source} judges query {list(self._queries)[rows.queries[place]]} and id "
                 f"{names[rows.ids[place]]} twice, as {rows.gains[place - 1]:g} and as {rows.gains[place]:g}"
+            )
+        guessed = np.unique(rows.ids[~rows.originals])
+        if len(guessed) and not np.isin(guessed, rows.ids[rows.originals]).any():
+            _log.warning(
+                "%s: no id that a guess names is ever judged, such as %s; do both name ids alike?",
+                source,
+                names[guessed[0]],
             )
         rows = rows.only(~rows.again)
         return Judgments(

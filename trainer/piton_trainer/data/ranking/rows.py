@@ -5,6 +5,8 @@
 What the user can mend is a `BadConfig` that names file, line and column.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +19,8 @@ ORIGINAL = "original"
 """The source of a row that somebody judged; every other source is a guess, and never validated on."""
 REQUIRED = ("query_id", "llm_id", "qrel", "query_text")
 OPTIONAL = ("source", "confidence")
+_SOURCES_TOLD = 5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +60,17 @@ def csv_rows(source: str, reading: CsvReading, take: Callable[[JudgmentRow], Non
     Raises:
         BadConfig: it is not there, or a row is wrong.
     """
+    guesses = Counter[str]()
 
     def begin(header: list[str]) -> Callable[[list[str]], None]:
         columns = _columns(header)
-        return lambda fields: take(_row(fields, columns, reading))
+        return lambda fields: take(_row(fields, columns, reading, guesses))
 
     for _ in read_csv(source, begin):
         pass
+    if guesses:
+        told = ", ".join(f"{count} of {name}" for name, count in guesses.most_common(_SOURCES_TOLD))
+        _log.info("%s: %d rows are guesses, by their source: %s", source, guesses.total(), told)
 
 
 def _columns(header: list[str]) -> dict[str, int]:
@@ -80,10 +88,12 @@ def _columns(header: list[str]) -> dict[str, int]:
     return {name: places[name] for name in (*REQUIRED, *OPTIONAL) if name in places}
 
 
-def _row(fields: list[str], columns: dict[str, int], reading: CsvReading) -> JudgmentRow:
+def _row(fields: list[str], columns: dict[str, int], reading: CsvReading, guesses: Counter[str]) -> JudgmentRow:
     query, name, grade, text = (_text(fields[columns[column]], column) for column in REQUIRED)
     source = (fields[columns["source"]] if "source" in columns else "") or reading.source
     original = _is_original(source)
+    if not original:
+        guesses[source] += 1
     confidence = fields[columns["confidence"]] if "confidence" in columns else ""
     return JudgmentRow(
         query=query,
