@@ -165,8 +165,9 @@ def read_examples(source: str) -> Rows:
 
 
 def as_judgments() -> str:
+    kind = {(3, 3): "weak", (4, 3): "weak"}
     rows = [
-        f'q{query},m{model},{(query + model) % 3},"ask, {words(query, 3)}",{("original", "weak")[model == 3]},0.5\n'
+        f'q{query},m{model},{(query + model) % 3},"ask, {words(query, 3)}",{kind.get((query, model), "original")},0.5\n'
         for query in range(5)
         for model in range(4)
     ]

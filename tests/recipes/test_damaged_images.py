@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from piton_trainer.data.image.image_files import Form
 from piton_trainer.data.image.preparation import prepare
@@ -236,7 +236,7 @@ def damaged_pixels() -> bytes:
     ("name", "content", "sentence"),
     [
         ("scan_png", a_bomb(), "Image size (400000000 pixels) exceeds limit"),
-        ("bit_png", damaged_pixels(), "broken PNG file (bad header checksum in b'IDAT')"),
+        ("bit_png", damaged_pixels(), "chunk IDAT at byte 33 has a wrong checksum"),
         ("cut_png", png(noise(0, 40, 40))[:-300], ""),
         ("cut_webp", b"RIFF\x10\0\0\0WEBPVP8 ", ""),
         ("page_jpg", b"<html>", "cannot identify image file"),
@@ -246,6 +246,19 @@ def damaged_pixels() -> bytes:
 def test_a_damaged_picture_is_refused_by_its_name(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     told = refusal(a_class(tmp_path / "x", **{name: content}))
     assert f"{tmp_path}/x/a/{name.replace('_', '.')} is no image that can be read: {sentence}" in told
+
+
+def test_a_wrong_checksum_of_a_comment_is_nobodys_trouble(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("made", "by hand")
+    content = png(noise(0, 40, 40), pnginfo=info)
+    at = content.index(b"tEXt")
+    body = content[at - 4 : at + 16 + 4]
+    end = content.index(b"\0\0\0\0IEND")
+    wrong = bytes([body[-1] ^ 1])
+    moved = content[: at - 4] + content[at + 20 : end] + body[:-1] + wrong + content[end:]
+    one, other = (everything(a_class(tmp_path / name, x_png=file)) for name, file in (("a", content), ("b", moved)))
+    assert np.array_equal(one[0], other[0])
 
 
 # Archives.

@@ -42,6 +42,14 @@ def test_no_damage_changes_more_than_it_hits_without_a_word(reader: str, damage:
     assert faults == []
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_nothing_is_said_of_a_source_that_is_in_order(
+    reader: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    READERS[reader].read(READERS[reader].write(tmp_path))
+    assert caplog.messages == []
+
+
 def test_a_seed_always_has_the_same_cases_and_draws_all_of_them() -> None:
     cases = [draw(7, number) for number in range(5000)]
     assert cases[:100] == [draw(7, number) for number in range(100)]

@@ -46,7 +46,7 @@ def test_names_with_a_leading_dot_are_no_texts_and_what_else_is_left_out_is_said
     assert read_text(str(root / ".git" / "x.md")) == ".git/x.md"
     assert caplog.messages == [
         (
-            f"{root}: not taken for data are 3 with a leading dot, 1 linked folders, 1 *.txt, "
+            f"{root}: not taken for data are 3 with a leading dot, 1 linked folders, 1 *.TXT, "
             "1 links that lead nowhere, or no files, 1 *.bin"
         )
     ]

@@ -49,7 +49,8 @@ def read_csv(source: str, begin: Callable[[list[str]], Callable[[list[str]], T]]
 def _fitted(fields: list[str], header: list[str]) -> list[str]:
     width = len(header)
     if len(fields) < width or any(fields[width:]):
-        raise InputError(f"it has {len(fields)} fields, and the header {width}; put quotes around a text with commas")
+        advice = "; put quotes around a text with commas" if len(fields) > width else ""
+        raise InputError(f"it has {len(fields)} fields, and the header {width}{advice}")
     return fields[:width]
 
 

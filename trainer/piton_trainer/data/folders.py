@@ -33,7 +33,7 @@ class LeftOut:
 
     def add(self, name: str) -> None:
         """Count a file by the end of its name."""
-        self.counts[f"*{Path(name).suffix.lower()}" if Path(name).suffix else "without a suffix"] += 1
+        self.counts[f"*{Path(name).suffix}" if Path(name).suffix else "without a suffix"] += 1
 
     def say(self, source: str) -> None:
         """Log a line about the source, if anything is left out."""
