@@ -118,6 +118,7 @@ SCENES: Mapping[Reason, Scene] = {
     Reason.FENCED: ended_as(Outcome.FENCED),
     Reason.VOLUME_LOST: ended_as(Outcome.VOLUME_LOST),
     Reason.NOT_MIRRORED: ended_as(Outcome.NOT_MIRRORED),
+    Reason.DATA_UNAVAILABLE: ended_as(Outcome.DATA_UNAVAILABLE),
     Reason.DEVICE_LOST: ended_as(Outcome.DEVICE_LOST),
     Reason.PRICE_TOO_HIGH: Scene(
         seen=an_attempt(a_replica(node="n1", node_price=99, placed_at=NOW)),

@@ -269,6 +269,12 @@ def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
             id="a bucket that did not take the last checkpoint is nobody's program's doing",
         ),
         pytest.param(
+            a_failed_attempt(failed(85)),
+            Verdict.INFRASTRUCTURE,
+            Reason.DATA_UNAVAILABLE,
+            id="a bucket of training data that is away is nobody's program's doing",
+        ),
+        pytest.param(
             a_failed_attempt(failed(83)),
             Verdict.INFRASTRUCTURE,
             Reason.DEVICE_LOST,

@@ -13,9 +13,10 @@ import boto3
 import pytest
 
 from piton.contract import names
+from piton_trainer.data import stream
 from piton_trainer.data.cache_folder import cache_folder
 from piton_trainer.data.text.sources import read_text
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, DataUnavailable
 from piton_trainer.s3 import S3Error, Tuning, reader
 from piton_trainer.s3.cache import Cache
 from support import ranks, s3
@@ -101,7 +102,7 @@ def test_bytes_that_went_bad_on_the_way_are_found_and_not_kept(
     cache.mkdir()
     (cache / f"{found[0].name}.part").write_bytes(bytes(PIECE))
 
-    with pytest.raises(S3Error, match=r"s3://.*/corpus arrived with another (MD5|SHA-256) than S3 has of it"):
+    with pytest.raises(DataUnavailable, match=r"s3://.*/corpus arrived with another (MD5|SHA-256) than S3 has of it"):
         read_text(f"{uri}/corpus")
 
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
@@ -135,7 +136,7 @@ def test_an_object_that_is_written_to_while_it_is_read_is_no_mixture(proxy: s3.P
     put("corpus", LARGE)
     proxy.on_request = lambda method, path: put("corpus", LARGE[::-1]) if method == "HEAD" else None
 
-    with pytest.raises(Exception, match=r"was written to while it was read|Precondition"):
+    with pytest.raises(DataUnavailable, match="was written to while it was read"):
         read_text(f"{uri}/corpus")
 
 
@@ -224,3 +225,62 @@ def test_the_cache_lies_with_the_users_other_caches(monkeypatch: pytest.MonkeyPa
     assert cache_folder() == Path("/home/somebody/.cache/piton/data")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "piton" / "data"
+
+
+AWAY = {
+    "busy": {"code": "SlowDown"},
+    "expired": {"code": "ExpiredToken"},
+    "gone": {},
+    "page": {"answer": (200, "text/html", "<html>log in</html>")},
+}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(fault, id=name) for name, fault in AWAY.items()])
+def test_what_is_in_the_cache_is_used_while_the_bucket_is_away(
+    fault: dict[str, object],
+    proxy: s3.Proxy,
+    put: Put,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("piton_trainer.s3.cache.Tuning", lambda: Tuning(tries=1))
+    put("day/a.txt", b"one")
+    assert read_text(f"{uri}/day") == "one"
+    proxy.fail(times=10_000, **fault)
+
+    assert read_text(f"{uri}/day") == "one"
+
+    assert "its last listing and the cache are used" in caplog.text
+    with pytest.raises(DataUnavailable):
+        read_text(f"{uri}/night")
+    next(path for path in cache_folder().iterdir() if not path.suffix).unlink()
+    with pytest.raises(DataUnavailable):
+        read_text(f"{uri}/day")
+
+
+def test_a_bucket_that_refuses_is_not_taken_for_one_that_is_away(proxy: s3.Proxy, put: Put, uri: str) -> None:
+    put("day/a.txt", b"one")
+    assert read_text(f"{uri}/day") == "one"
+    proxy.fail(times=10_000, code="AccessDenied")
+
+    with pytest.raises(BadConfig, match="AccessDenied"):
+        read_text(f"{uri}/day")
+
+
+def test_what_was_made_of_an_object_is_used_while_the_bucket_is_away(
+    proxy: s3.Proxy, put: Put, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "Tuning", lambda: Tuning(tries=1))
+    put("rows.jsonl", b"{}")
+    memory = tmp_path / "volume" / "cache"
+    version = stream.version_of(f"{uri}/rows.jsonl", memory)
+    put("rows.jsonl", b"[]")
+    newer = stream.version_of(f"{uri}/rows.jsonl", memory)
+    proxy.fail(times=10_000)
+
+    assert stream.version_of(f"{uri}/rows.jsonl", memory) == newer != version
+    with pytest.raises(DataUnavailable):
+        stream.version_of(f"{uri}/others.jsonl", memory)
+    with pytest.raises(DataUnavailable):
+        stream.version_of(f"{uri}/rows.jsonl")

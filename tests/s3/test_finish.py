@@ -129,7 +129,7 @@ def test_a_checkpoint_that_has_gone_bad_is_not_waited_for(volume: Volume, finish
 
 
 def test_the_bucket_of_another_run_is_not_waited_for(lost: Volume, volume: Volume) -> None:
-    other = Volume(volume.directory.with_name("other"), lost.uri)
+    other = Volume(volume.directory.with_name("other"), lost.uri, uid="another")
     other.commit(9)
     mirror = other.mirror(replace(QUICK, finish=60))
     mirror.committed(9)

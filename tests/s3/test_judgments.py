@@ -9,10 +9,10 @@ import pytest
 
 from piton_trainer.data.ranking.rows import CsvReading, JudgmentRow, csv_rows
 from piton_trainer.data.ranking.sources import judgments_of
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, DataUnavailable
 from piton_trainer.run_cache import RunCache
 from piton_trainer.runtime.process_group import Ranks
-from piton_trainer.s3 import S3Error, reader
+from piton_trainer.s3 import reader
 from support import s3
 
 GAINS = {0.0: 0.0, 1.0: 1.0, 2.0: 0.7}
@@ -74,7 +74,7 @@ def test_an_object_that_is_replaced_meanwhile_is_not_half_of_each(put: Put, prox
             put("x.csv", LINES.replace("text", "other").encode())
 
     proxy.on_request = replace
-    with pytest.raises(S3Error, match="was written to while it was read"):
+    with pytest.raises(DataUnavailable, match="was written to while it was read"):
         rows_of(uri)
 
 

@@ -219,7 +219,9 @@ def test_that_the_bucket_is_of_another_run_is_reported(
     tiny.train(tmp_path / "earlier", assignment=orders(uri), attempt=1)
 
     with StatusServer() as server:
-        ran = tiny.train(tmp_path / "later", assignment=orders(uri), attempt=1, server=Server(url=server.url))
+        ran = tiny.train(
+            tmp_path / "later", assignment=orders(uri), attempt=1, uid="another", server=Server(url=server.url)
+        )
 
     assert digest(ran) == undisturbed
     refusal = server.reports[-1].mirror_refusal

@@ -71,6 +71,8 @@ class Volume:
     directory: Path
     uri: str
     attempt: int = 1
+    uid: str | None = "uid-of-this-run"
+    durable_step: int | None = None
     assignment: Assignment = ORDERS
     tuning: Tuning = HASTY
 
@@ -99,7 +101,13 @@ class Volume:
 
     def mirror(self, patience: Timeouts = QUICK, **parts: Any) -> MirrorClient:
         return MirrorClient(
-            Config(checkpoint_dir=self.directory, assignment=self.assignment, attempt=self.attempt),
+            Config(
+                checkpoint_dir=self.directory,
+                assignment=self.assignment,
+                attempt=self.attempt,
+                uid=self.uid,
+                durable_step=self.durable_step,
+            ),
             BucketPrefix.parse(self.uri, "run"),
             MirrorPolicy(uri=self.uri),
             fence=self.fence,

@@ -34,7 +34,8 @@ _START_SECONDS = 60.0
 _TRIES = 5
 _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
 _PARTS = ("master", "volume", "filer", "s3")
-_STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
+_STATUS = {"InternalError": 500, "SlowDown": 503, "NotImplemented": 501}
+"""Of the codes whose status is not 403."""
 _IDENTITIES = (
     '{"identities":[{"name":"piton","credentials":[{"accessKey":"%s","secretKey":"%s"}],'
     '"actions":["Admin","Read","Write","List","Tagging"]}]}'
@@ -157,6 +158,8 @@ class Fault:
     """Before the server has heard of it; else only its answer is lost."""
     half: bool = False
     """The answer is cut in the middle of its body."""
+    answer: tuple[int, str, str] | None = None
+    """Status, content type and body of another answer than S3's."""
 
 
 class Proxy:
@@ -171,6 +174,8 @@ class Proxy:
         """Of bodies, from the server."""
         self.on_request: Callable[[str, str], object] | None = None
         """Called with method and path before a request is handed on."""
+        self.dropped: set[str] = set()
+        """Headers that answers to HEAD leave out, in small letters."""
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, server.port))
@@ -243,7 +248,7 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
         def _answer(self, answer: HTTPResponse, data: bytes, sent: bytes | None = None) -> None:
             self.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in _OF_THE_HOP:
+                if name.lower() not in _OF_THE_HOP | (proxy.dropped if self.command == "HEAD" else set()):
                     self.send_header(name, value)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             self.send_header("Content-Length", length or "0")
@@ -251,11 +256,14 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
             self.wfile.write(data if sent is None else sent)
 
         def _break(self, fault: Fault) -> None:
-            if fault.code is None:
+            if fault.code is None and fault.answer is None:
                 self._cut()
                 return
-            text = f"<Error><Code>{fault.code}</Code><Message>as the test says</Message></Error>".encode()
-            self.send_response(_STATUS[fault.code])
+            error = f"<Error><Code>{fault.code}</Code><Message>as the test says</Message></Error>"
+            status, kind, body = fault.answer or (_STATUS.get(fault.code or "", 403), "application/xml", error)
+            text = body.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             if self.command != "HEAD":

@@ -41,6 +41,8 @@ class Config:
     checkpoint_dir: Path
     assignment: Assignment = field(default_factory=Assignment)
     run: str | None = None
+    uid: str | None = None
+    """Uid of the run, which no other run of its name has; None outside Piton, and from an older operator."""
     namespace: str | None = None
     session: str | None = None
     """Name of one of several trainings of the run, see `named`."""
@@ -111,6 +113,7 @@ class Config:
             checkpoint_dir=Path(set_vars.get(names.ENV_CHECKPOINT_DIR, "checkpoints")).absolute(),
             assignment=_assignment(set_vars.get(names.ENV_CONFIG)),
             run=set_vars.get(names.ENV_RUN),
+            uid=set_vars.get(names.ENV_RUN_UID),
             namespace=set_vars.get(names.ENV_NAMESPACE),
             attempt=_count(names.ENV_ATTEMPT, set_vars.get(names.ENV_ATTEMPT)),
             durable_step=_count(names.ENV_DURABLE_STEP, set_vars.get(names.ENV_DURABLE_STEP)),

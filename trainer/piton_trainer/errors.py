@@ -2,14 +2,15 @@
 
     SystemExit
       Ended               says how the attempt ended; its exit code comes from piton.contract.termination
-        Stopped     143   told to stop, saved
-        BadConfig    78   the user's settings or data cannot work
-        Diverged     79   20 losses in a row, or the weights, are not finite
-        OutOfSpace   80   the checkpoint volume is full
-        Fenced       81   a higher attempt owns the checkpoint directory
-        VolumeLost   82   the checkpoint volume cannot be written to or read
-        DeviceLost   83   a GPU, its driver, or the connection between ranks failed
-        NotMirrored  84   all is trained, but the last checkpoint is not in the bucket
+        Stopped          143  told to stop, saved
+        BadConfig        78   the user's settings or data cannot work
+        Diverged         79   20 losses in a row, or the weights, are not finite
+        OutOfSpace       80   the checkpoint volume is full
+        Fenced           81   a higher attempt owns the checkpoint directory
+        VolumeLost       82   the checkpoint volume cannot be written to or read
+        DeviceLost       83   a GPU, its driver, or the connection between ranks failed
+        NotMirrored      84   all is trained, but the last checkpoint is not in the bucket
+        DataUnavailable  85   the bucket of the training data does not answer
 
 They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
 ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.
@@ -73,6 +74,12 @@ class NotMirrored(Ended):
     outcome = Outcome.NOT_MIRRORED
 
 
+class DataUnavailable(Ended):
+    """The bucket of the training data does not answer, or not as an S3 server does; nothing is wrong with the run."""
+
+    outcome = Outcome.DATA_UNAVAILABLE
+
+
 class DeviceLost(Ended):
     """A GPU, its driver, or the connection between ranks failed. The error that said so is its cause."""
 
@@ -92,5 +99,5 @@ class Fenced(Ended):
 
 BY_OUTCOME: dict[Outcome, type[Ended]] = {
     kind.outcome: kind
-    for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost, NotMirrored, DeviceLost)
+    for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost, NotMirrored, DataUnavailable, DeviceLost)
 }

@@ -84,7 +84,7 @@ class TerminationLog:
         """Write the message: one process of the container, or for a failure whoever fails first."""
         if self._path is None:
             return
-        failed = termination.outcome in (Outcome.FAILED, Outcome.DEVICE_LOST)
+        failed = termination.outcome in (Outcome.FAILED, Outcome.DEVICE_LOST, Outcome.DATA_UNAVAILABLE)
         if self._is_empty() if failed else self._ranks.local_rank == 0:
             self._write(termination.to_json())
 

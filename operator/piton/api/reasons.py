@@ -153,6 +153,8 @@ class Reason(OpenEnum):
     """The checkpoint volume could not be written to or read for too long, or the checkpoints on it are lost."""
     NOT_MIRRORED = "NotMirrored"
     """The training is done, but its last checkpoint could not be uploaded to the bucket."""
+    DATA_UNAVAILABLE = "DataUnavailable"
+    """The bucket of the training data does not answer, or something else than an S3 server does."""
     DEVICE_LOST = "DeviceLost"
     """A GPU, its driver, or the connection between ranks failed."""
 

@@ -45,10 +45,16 @@ def verify(uri: str, *, step: int | None, as_json: bool) -> int:
 
 
 def restore(uri: str, directory: Path) -> int:
-    """Fetch the newest checkpoint that a mirror has."""
+    """Fetch the newest checkpoint that a mirror has, and note on the volume which mirror that is.
+
+    By that note a run that goes on from the folder proves that the mirror is its own.
+    """
     bucket = _bucket(uri)
+    from piton_trainer.checkpoint.format import layout
+    from piton_trainer.errors import Ended
     from piton_trainer.mirror import restore as fetch
-    from piton_trainer.mirror.upload import read_latest
+    from piton_trainer.mirror.ownership import Lineage
+    from piton_trainer.mirror.upload import read_latest, write_lineage
 
     place = bucket.place
     try:
@@ -59,14 +65,28 @@ def restore(uri: str, directory: Path) -> int:
                     f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one"
                 )
             directory.mkdir(parents=True, exist_ok=True)
+            _refuse_other_checkpoints(directory, latest.lineage, str(place))
+            write_lineage(directory, Lineage(id=latest.lineage, base=latest.attempt), layout.Disk())
             step = fetch.restore(bucket, latest, directory, newer_than=-1)
     except OSError as error:
         raise InputError(f"{directory} cannot be written to: {error.strerror or error}") from error
+    except Ended as error:  # no room, or a newer format
+        raise InputError(error.detail) from error
     if step is None:
         click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
         return 1
     click.echo(f"step {step:,} of attempt {latest.attempt} is restored into {directory}")
     return 0
+
+
+def _refuse_other_checkpoints(directory: Path, lineage: str, place: str) -> None:
+    """Refuse a folder with the checkpoints of another mirror, which would be mixed with these."""
+    from piton_trainer.checkpoint.format import layout
+    from piton_trainer.mirror.upload import read_lineage
+
+    there = read_lineage(directory)
+    if there is not None and there.id != lineage and next(layout.committed(directory), None) is not None:
+        raise InputError(f"{directory} holds the checkpoints of another run than {place}; name an empty folder")
 
 
 def _listing(bucket: "Bucket") -> "tuple[Latest | None, list[CheckpointInfo]]":

@@ -19,6 +19,8 @@ HOSTNAME = "kubernetes.io/hostname"
 
 # Environment of every trainer process.
 ENV_RUN = "PITON_RUN"
+ENV_RUN_UID = "PITON_RUN_UID"
+"""Of the run: a later run of the same name has another one."""
 ENV_NAMESPACE = "PITON_NAMESPACE"
 ENV_ATTEMPT = "PITON_ATTEMPT"
 ENV_CHECKPOINT_DIR = "PITON_CHECKPOINT_DIR"
@@ -132,6 +134,8 @@ WEIGHTS_FILE = "WEIGHTS.json"
 COMPLETE_FILE = "COMPLETE.json"
 END_FILE = "END.json"
 """The end of the newest attempt that could write it; its successor reports it."""
+MIRROR_FILE = "MIRROR"
+"""The lineage of the bucket that the checkpoints are mirrored to, or come from."""
 STEP_PREFIX = "step-"
 WEIGHTS_PREFIX = "weights-"
 SAVING_PREFIX = ".saving-"
@@ -155,7 +159,7 @@ CHECKPOINT_FILES = (
     f"{SAVING_PREFIX}*",
     f"{WEIGHTS_PREFIX}[0-9]*",
     f"{STEP_PREFIX}[0-9]*",
-    "MIRROR",
+    MIRROR_FILE,
     END_FILE,
     COMPLETE_FILE,
     FENCE_FILE,

@@ -1,8 +1,8 @@
 """The end of a trainer process: its exit code, and one JSON object as the container's termination message.
 
     finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
-    volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- hung 60 --- failed: any other, but for those up to 95, which
-    later versions may use
+    volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- dataUnavailable 85 --- hung 60 --- failed: any other, but
+    for those up to 95, which later versions may use
 
 60 is the signal that ends a rank that hangs: it calls _exit with its own number. 143 is what a shell reports for
 SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves nothing (a trainer that traps SIGTERM
@@ -38,6 +38,7 @@ class ExitCode(IntEnum):
     VOLUME_LOST = 82
     DEVICE_LOST = 83
     NOT_MIRRORED = 84
+    DATA_UNAVAILABLE = 85
     STOPPED = 143
 
 
@@ -62,6 +63,8 @@ class Outcome(OpenEnum):
     """A GPU, its driver, or the connection between ranks failed. A rank says so too when it only misses another."""
     NOT_MIRRORED = "notMirrored"
     """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
+    DATA_UNAVAILABLE = "dataUnavailable"
+    """The bucket of the training data does not answer, or something else than an S3 server does."""
     HUNG = "hung"
     """No rank has ended a step for too long; the watchdog has ended them all."""
     FAILED = "failed"
@@ -96,10 +99,11 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
     Outcome.DEVICE_LOST: ExitCode.DEVICE_LOST,
     Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
+    Outcome.DATA_UNAVAILABLE: ExitCode.DATA_UNAVAILABLE,
     Outcome.HUNG: ExitCode.HUNG,
 }
 _OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
-_LATER_CODES = range(85, 96)
+_LATER_CODES = range(86, 96)
 
 
 def outcome_of(exit_code: int | None) -> Outcome | None:

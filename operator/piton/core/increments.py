@@ -33,6 +33,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.FENCED,
         Reason.VOLUME_LOST,
         Reason.NOT_MIRRORED,
+        Reason.DATA_UNAVAILABLE,
         Reason.DEVICE_LOST,
         Reason.PRICE_TOO_HIGH,
     ),

@@ -28,6 +28,7 @@ _LOST_TWICE = 2
 _HELP: Mapping[Reason, str] = {
     Reason.VOLUME_LOST: "look at the events of the checkpoint volume's claim, and at its storage",
     Reason.NOT_MIRRORED: "look at the bucket, and at the rights of the pods to it",
+    Reason.DATA_UNAVAILABLE: "look at the bucket of trainer.config.data, and at AWS_ENDPOINT_URL and the credentials",
     Reason.DEVICE_LOST: "cordon the node if it is always the same, and look at its kernel's log",
     Reason.HUNG: "read the stacks in .hangs on the checkpoint volume; raise limits.hangTimeout if steps take so long",
     Reason.NODE_REFUSED: "cordon the node if it is always the same; look at its kubelet's log and device plugin",

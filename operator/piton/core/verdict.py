@@ -279,9 +279,8 @@ def unexplained(evidence: Evidence) -> Judgement | None:
         return None
     if seen.replicas and not seen.over and seen.job is not JobState.FAILED:
         return None
-    message = f"the job is over without evidence: {seen.message}"
-    if failed is not None:
-        message = failed.init_failure or f"{failed.name} failed without an exit code"
+    told = None if failed is None else failed.init_failure or f"{failed.name} failed without an exit code"
+    message = told or f"the job is over without evidence: {seen.message}"
     return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message, patient=True)
 
 
@@ -297,6 +296,7 @@ RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.FENCED: (Verdict.INFRASTRUCTURE, Reason.FENCED, False),
     Outcome.VOLUME_LOST: (Verdict.INFRASTRUCTURE, Reason.VOLUME_LOST, False),
     Outcome.NOT_MIRRORED: (Verdict.INFRASTRUCTURE, Reason.NOT_MIRRORED, False),
+    Outcome.DATA_UNAVAILABLE: (Verdict.INFRASTRUCTURE, Reason.DATA_UNAVAILABLE, False),
     Outcome.HUNG: (Verdict.INFRASTRUCTURE, Reason.HUNG, False),
 }
 """Verdict, reason, and True if another attempt would end the same way, by the trainer's own outcome."""

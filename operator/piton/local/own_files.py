@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from piton.contract import InputError, names
@@ -100,6 +101,15 @@ def is_in_its_sweep(root: Path, run: str) -> bool:
     with suppress(OSError):
         return f"{SWEEP.owner(root.parent)}-{root.name}" == run
     return False
+
+
+def is_restored(root: Path, kind: FolderKind) -> bool:
+    """Return True if nothing is there but checkpoints that `piton checkpoint restore` has put there."""
+    checkpoints = root / CHECKPOINTS
+    others = {path.name for path in root.iterdir()} - {CHECKPOINTS, LOCK_FILE, ASIDE.format(kind.state_file)}
+    if kind is not RUN or others or checkpoints.is_symlink() or not (checkpoints / names.MIRROR_FILE).is_file():
+        return False
+    return all(any(fnmatch(path.name, p) for p in names.CHECKPOINT_FILES) for path in checkpoints.iterdir())
 
 
 def describe(root: Path, made: Sequence[Path]) -> str:

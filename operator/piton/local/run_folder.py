@@ -10,6 +10,7 @@ lock           held by the one `piton run` that works here
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class LocalState(Model):
     drills_fired: tuple[str, ...] = ()
     processes: tuple[ProcessRecord, ...] = ()
     """Of the newest attempt."""
+
+    @property
+    def uid(self) -> str:
+        """Name that no other run has, also none of this name that begins later or elsewhere."""
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name} {self.created.isoformat()}"))
 
     @property
     def leftovers(self) -> tuple[Process, ...]:
@@ -193,7 +199,8 @@ def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
     """Refuse a folder that is not this run's. A folder is a run's when it has a state.
 
     An empty folder becomes one, and so does a folder with nothing but Piton's lock. In the folder of its sweep a run
-    also takes a folder with files, because `--fresh` keeps what the script has written there.
+    also takes a folder with files, because `--fresh` keeps what the script has written there. A folder with nothing but
+    restored checkpoints is a run that has lost its machine.
     """
     try:
         owner = kind.owner(root)
@@ -203,7 +210,7 @@ def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
         ) from error
     if owner == name or {path.name for path in root.iterdir()} <= {LOCK_FILE, ASIDE.format(kind.state_file)}:
         return
-    if owner is None and own_files.is_in_its_sweep(root, name):
+    if owner is None and (own_files.is_in_its_sweep(root, name) or own_files.is_restored(root, kind)):
         return
     if owner is not None:
         raise InputError(f"{root} holds the {kind.name} {owner}, not {name}; name another folder with --dir")

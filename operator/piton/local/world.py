@@ -224,7 +224,7 @@ class LocalWorld:
     def _meta(self) -> Meta:
         return Meta(
             name=self.state.name,
-            uid=self.state.name,
+            uid=self.state.uid,
             generation=1,
             created=self.state.created,
             held=self.state.held,

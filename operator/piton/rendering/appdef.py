@@ -176,6 +176,7 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: TrainerPlace) -> dict[str,
     env = {variable.name: variable.value for variable in spec.trainer.env if variable.value is not None}
     env |= {
         names.ENV_RUN: meta.name,
+        **({names.ENV_RUN_UID: meta.uid} if meta.uid else {}),
         names.ENV_NAMESPACE: meta.namespace,
         names.ENV_ATTEMPT: str(attempt),
         names.ENV_CHECKPOINT_DIR: place.checkpoint_dir,

@@ -1,62 +1,108 @@
 """Whose bucket it is, case by case."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from piton_trainer.mirror.keys import BucketPrefix, Latest, Pointer, folder_of, parse_folder
-from piton_trainer.mirror.ownership import NotOurs, claim
+from piton_trainer.mirror.ownership import Claimant, Lineage, NotOurs, claim
 
 PLACE = BucketPrefix.parse("s3://bucket/prefix", "run")
-FOUND = Latest(attempt=3, owner="other", lineage="ours", newest=Pointer(step=8, folder="f"))
+NEWEST = Pointer(step=8, folder="f")
+FOUND = Latest(attempt=3, owner="other", lineage="ours", run="uid", newest=NEWEST)
+OLDER = replace(FOUND, run=None)
+"""A record of a version that knew no uids."""
+
+
+def by(attempt: int | None = 4, run: str | None = "uid", durable_step: int | None = None, **more: Any) -> Claimant:
+    return Claimant(
+        **{"owner": "me", "is_empty": True, "attempt": attempt, "run": run, "durable_step": durable_step, **more}
+    )
 
 
 def test_an_empty_bucket_is_whose_comes_first() -> None:
-    taken = claim(None, attempt=2, owner="me", lineage=None, is_empty=False, place=PLACE)
+    taken = claim(None, by(2), None, PLACE)
 
-    assert (taken.attempt, taken.owner, taken.newest) == (2, "me", None)
-    assert len(taken.lineage) == 32
-    assert claim(None, attempt=2, owner="me", lineage="mine", is_empty=True, place=PLACE).lineage == "mine"
+    assert (taken.attempt, taken.owner, taken.lineage, taken.run, taken.newest) == (2, "me", "uid", "uid", None)
+    assert len(claim(None, by(2, None), None, PLACE).lineage) == 32
+    assert claim(None, by(2), Lineage(id="mine"), PLACE).lineage == "mine"
 
 
 @pytest.mark.parametrize(
-    ("attempt", "lineage", "is_empty"),
+    ("found", "claimant", "volume"),
     [
-        pytest.param(4, "ours", False, id="the next attempt"),
-        pytest.param(3, "ours", False, id="the same attempt started again"),
-        pytest.param(4, None, True, id="the next attempt on an empty volume"),
-        pytest.param(None, None, True, id="without Piton on an empty volume"),
-        pytest.param(None, "ours", False, id="without Piton"),
+        pytest.param(FOUND, by(4), Lineage(id="ours"), id="the next attempt"),
+        pytest.param(FOUND, by(3), Lineage(id="ours"), id="the same attempt started again"),
+        pytest.param(FOUND, by(4), None, id="the next attempt on an empty volume"),
+        pytest.param(FOUND, by(4, is_empty=False), None, id="the next attempt on a volume whose file is lost"),
+        pytest.param(FOUND, by(None, None), Lineage(id="ours"), id="without Piton"),
+        pytest.param(OLDER, by(4), Lineage(id="ours"), id="after an upgrade"),
+        pytest.param(OLDER, by(4, durable_step=8), None, id="after an upgrade, and the volume is lost"),
+        pytest.param(FOUND, by(4, None, durable_step=9), None, id="of an older operator, and the volume is lost"),
     ],
 )
 def test_a_bucket_of_this_run_is_taken_with_what_is_in_it(
-    attempt: int | None, lineage: str | None, is_empty: bool
+    found: Latest, claimant: Claimant, volume: Lineage | None
 ) -> None:
-    taken = claim(FOUND, attempt=attempt, owner="me", lineage=lineage, is_empty=is_empty, place=PLACE)
+    taken = claim(found, claimant, volume, PLACE)
 
-    assert (taken.attempt, taken.owner) == (attempt or 4, "me")
-    assert (taken.lineage, taken.newest) == (FOUND.lineage, FOUND.newest)
+    assert (taken.attempt, taken.owner) == (claimant.attempt or 4, "me")
+    assert (taken.lineage, taken.newest, taken.run) == (FOUND.lineage, NEWEST, "uid" if found.run else claimant.run)
 
 
 @pytest.mark.parametrize(
-    ("attempt", "lineage", "is_empty", "words"),
+    ("found", "claimant", "volume", "words"),
     [
-        pytest.param(2, "ours", False, "attempt 3 has claimed", id="a lower attempt"),
-        pytest.param(4, "another", False, "another run", id="another lineage"),
-        pytest.param(4, None, False, "another run", id="checkpoints that were never mirrored there"),
-        pytest.param(1, None, True, "another run", id="a new run of the same name"),
-        pytest.param(3, None, True, "another run", id="a new run that came as far"),
+        pytest.param(FOUND, by(2), Lineage(id="ours"), "attempt 3 has claimed", id="a lower attempt"),
+        pytest.param(FOUND, by(4, "new"), Lineage(id="x"), "another run", id="another lineage"),
+        pytest.param(FOUND, by(4, "new", is_empty=False), None, "another run", id="checkpoints never mirrored there"),
+        pytest.param(FOUND, by(1, "new"), None, "another run", id="a new run of the same name"),
+        pytest.param(FOUND, by(4, "new"), None, "another run", id="a new run that came further, and saved nothing"),
+        pytest.param(
+            FOUND, by(9, "new", durable_step=99), None, "another run", id="a new run that has lost its volume"
+        ),
+        pytest.param(OLDER, by(4), None, "another run", id="an older version's, and nothing was ever saved"),
+        pytest.param(OLDER, by(4, durable_step=7), None, "another run", id="an older version's, beyond what was saved"),
+        pytest.param(OLDER, by(3, durable_step=9), None, "another run", id="an older version's, not of an earlier one"),
+        pytest.param(OLDER, by(4, durable_step=9, is_empty=False), None, "another run", id="a mirror that is new"),
+        pytest.param(FOUND, by(None, None), None, "another run", id="without Piton on an empty volume"),
     ],
 )
-def test_a_bucket_of_somebody_else_is_left_alone(attempt: int, lineage: str | None, is_empty: bool, words: str) -> None:
-    with pytest.raises(NotOurs, match=words):
-        claim(FOUND, attempt=attempt, owner="me", lineage=lineage, is_empty=is_empty, place=PLACE)
+def test_a_bucket_of_somebody_else_is_left_alone_and_nobody_is_told_to_delete_it(
+    found: Latest, claimant: Claimant, volume: Lineage | None, words: str
+) -> None:
+    with pytest.raises(NotOurs, match=words) as refusal:
+        claim(found, claimant, volume, PLACE)
+
+    assert "delete" not in str(refusal.value)
+
+
+def test_a_run_that_goes_on_from_what_was_restored_by_hand_owns_the_bucket_from_then_on() -> None:
+    """Also when its volume is lost again: its attempts count from where it began."""
+    first = claim(FOUND, by(1, "new", is_empty=False), Lineage(id="ours", base=3), PLACE)
+    second = claim(first, by(2, "new", owner="later"), None, PLACE)
+
+    assert (first.attempt, first.run, first.lineage) == (4, "new", "ours")
+    assert (second.attempt, second.run, second.owner) == (5, "new", "later")
+    with pytest.raises(NotOurs, match="has claimed"):
+        claim(second, by(4, owner="before"), Lineage(id="ours"), PLACE)
+
+
+@pytest.mark.parametrize("lineage", [Lineage(id="ours"), Lineage(id="ours", base=3)])
+def test_the_lineage_survives_the_trip(lineage: Lineage) -> None:
+    assert Lineage.parse(lineage.text()) == lineage
+    assert Lineage.parse("ours\nnonsense") == Lineage(id="ours")
+    assert Lineage.parse(" \n") is None
 
 
 def test_who_holds_the_bucket_goes_on_holding_it() -> None:
-    assert claim(FOUND, attempt=3, owner="other", lineage=None, is_empty=False, place=PLACE) == FOUND
+    assert claim(FOUND, by(3, None, owner="other"), None, PLACE) == FOUND
 
 
 def test_the_record_survives_the_trip() -> None:
-    assert Latest.from_json(FOUND.to_json()) == FOUND
+    for record in (FOUND, OLDER, replace(FOUND, base=7), replace(FOUND, newest=None)):
+        assert Latest.from_json(record.to_json()) == record
     for text in ("", "[]", "{}", FOUND.to_json().replace('"format": 1', '"format": 2')):
         with pytest.raises(ValueError, match="is not one of ours"):
             Latest.from_json(text)

@@ -1,35 +1,59 @@
 """An object in S3 as a file that is read once from front to end, of which some megabytes are in memory; or a file.
 
 What is read once per run and kept in another form needs no copy of the original, unlike what `s3.cache` keeps. What the
-user can mend (no such object, no permission) is a `BadConfig`; a network that is down passes through.
+user can mend (no such object, no permission) is a `BadConfig`; a bucket that is away is `DataUnavailable`.
 """
 
 import gzip
+import hashlib
 import io
+import logging
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, DataUnavailable
 from piton_trainer.s3 import S3_SCHEME, ObjectNotFound, S3Error, Tuning
+
+logger = logging.getLogger(__name__)
 
 DAMAGED = (OSError, EOFError, zlib.error)
 """Raised while a file is read that is cut off, damaged, or no compressed one."""
 
 
-def version_of(source: str) -> str:
+def version_of(source: str, memory: Path | None = None) -> str:
     """Changes when the file or object does.
+
+    While the bucket does not answer, it is the version that the folder `memory` remembers, so that what was made of
+    that version and kept is used.
 
     Raises:
         BadConfig: there is no such object, or no permission.
+        DataUnavailable: the bucket does not answer, and no version is remembered.
     """
-    if source.startswith(S3_SCHEME):
+    if not source.startswith(S3_SCHEME):
+        found = Path(source).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+    if memory is None:
         return str(_look(source)[1]["ETag"])
-    found = Path(source).stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
+    file = memory / f"version-{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    try:
+        version = str(_look(source)[1]["ETag"])
+    except DataUnavailable as trouble:
+        with suppress(OSError, UnicodeDecodeError):
+            version = file.read_text(encoding="utf-8")
+            logger.warning("%s: what was made of it before is used: %s", source, trouble)
+            return version
+        raise
+    with suppress(OSError):
+        memory.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}")
+        aside.write_text(version, encoding="utf-8")
+        aside.replace(file)
+    return version
 
 
 def open_text(source: str, stack: ExitStack) -> IO[str]:
@@ -69,9 +93,9 @@ def open_object(uri: str) -> IO[bytes]:
     """
     from piton_trainer.s3.reader import ObjectReader
 
-    client, head = _look(uri)
+    connection, head = _look(uri)
     bucket, key = _place(uri)
-    source = ObjectReader(client, bucket, key, size=head["ContentLength"], etag=head["ETag"], tuning=Tuning())
+    source = ObjectReader(connection, bucket, key, size=head["ContentLength"], etag=head["ETag"], tuning=Tuning())
     return io.BufferedReader(_Stream(source))
 
 
@@ -84,15 +108,14 @@ def _open_file(path: Path) -> IO[bytes]:
 
 @contextmanager
 def users_fault(uri: str) -> Iterator[None]:
-    """Turn what the user can mend into BadConfig."""
+    """Translate errors of a bucket: what the user can mend is BadConfig, and trouble of the bucket DataUnavailable."""
     try:
         yield
     except ObjectNotFound as error:
         raise BadConfig(f"trainer.config.data: there is no object {uri}") from error
     except S3Error as trouble:
-        if not trouble.is_refusal:
-            raise
-        raise BadConfig(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
+        kind = BadConfig if trouble.is_refusal else DataUnavailable
+        raise kind(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
 
 
 class _Stream(io.RawIOBase):
@@ -123,17 +146,21 @@ class _Stream(io.RawIOBase):
 
 
 def _look(uri: str) -> tuple[Any, dict[str, Any]]:
-    """A client, and what S3 says of the object."""
-    from piton_trainer.s3.client import connect, translate_errors
+    """A connection, and what S3 says of the object."""
+    from piton_trainer.s3.answers import no_server
+    from piton_trainer.s3.client import S3Connection, head_object, translate_errors
 
     bucket, key = _place(uri)
     with users_fault(uri):
         try:
-            client = connect(Tuning())
+            connection = S3Connection(Tuning())
         except ValueError as error:
             raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
         with translate_errors():
-            return client, client.head_object(Bucket=bucket, Key=key)
+            head = head_object(connection.client, bucket, key)
+        if head.get("ContentType", "").startswith("text/html") and not key.endswith((".html", ".htm")):
+            raise no_server("HeadObject", f"{key} is a web page")
+        return connection, head
 
 
 def _place(uri: str) -> tuple[str, str]:

@@ -14,12 +14,14 @@ from s3transfer.subscribers import BaseSubscriber
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint.format.file_digest import FileDigest
 from piton_trainer.mirror.keys import BucketPrefix
-from piton_trainer.s3 import ObjectNotFound, Tuning, always, uncounted
+from piton_trainer.s3 import ObjectNotFound, S3Error, Tuning, always, uncounted
+from piton_trainer.s3.answers import is_web_page, no_server
 from piton_trainer.s3.checksums import fingerprint
-from piton_trainer.s3.client import connect, translate_errors
+from piton_trainer.s3.client import S3Connection, head_object, translate_errors
 from piton_trainer.s3.reader import ObjectReader
 
 _DELETE_MAX = 1000
+_GONE = frozenset({"NoSuchKey", "NoSuchVersion"})
 _READ_BYTES = 1 << 20
 
 
@@ -29,7 +31,7 @@ class Object:
 
     size: int
     checksum: str | None
-    """SHA-256 of the whole object, or of the checksums of its parts with the suffix `-<parts>`."""
+    """SHA-256 of the whole object, or of the checksums of its parts with the suffix `-<parts>`; None if S3 has none."""
     version: str
 
 
@@ -39,15 +41,30 @@ class Bucket:
     def __init__(self, place: BucketPrefix, tuning: Tuning | None = None) -> None:
         self.place = place
         self._tuning = tuning = tuning or Tuning()
-        self._client = connect(tuning)
-        transfer = TransferConfig(
-            multipart_threshold=tuning.chunk_bytes,
-            multipart_chunksize=tuning.chunk_bytes,
-            max_request_concurrency=tuning.concurrency,
-            max_bandwidth=tuning.bytes_per_second,
-        )
-        self._manager = TransferManager(self._client, config=transfer)
+        self._connection = S3Connection(tuning)
+        self._manager = self._new_manager()
         self._pool = ThreadPoolExecutor(tuning.concurrency, thread_name_prefix="s3")
+
+    @property
+    def _client(self) -> Any:
+        return self._connection.client
+
+    def _new_manager(self) -> TransferManager:
+        transfer = TransferConfig(
+            multipart_threshold=self._tuning.chunk_bytes,
+            multipart_chunksize=self._tuning.chunk_bytes,
+            max_request_concurrency=self._tuning.concurrency,
+            max_bandwidth=self._tuning.bytes_per_second,
+        )
+        return TransferManager(self._client, config=transfer)
+
+    def renew(self, trouble: S3Error) -> None:
+        """Read the credentials anew, if that may help against this trouble. No transfer may be under way."""
+        before = self._client
+        self._connection.renew(trouble, before)
+        if self._client is not before:
+            self._manager.shutdown()
+            self._manager = self._new_manager()
 
     def read(self, *parts: str) -> tuple[str, str]:
         """Return the text of an object, and its version.
@@ -57,7 +74,10 @@ class Bucket:
         """
         with translate_errors():
             answer = self._client.get_object(Bucket=self.place.bucket, Key=self.place.key(*parts))
-            return answer["Body"].read().decode(errors="replace"), answer["ETag"]
+            text = answer["Body"].read().decode(errors="replace")
+        if is_web_page(text):
+            raise no_server("GetObject", f"{'/'.join(parts)} is a web page")
+        return text, answer["ETag"]
 
     def write(self, text: str, *parts: str, version: str | None = None, is_new: bool = False) -> str:
         """Write an object and return its version; replace only `version` if given; with `is_new`, replace nothing.
@@ -80,9 +100,8 @@ class Bucket:
     def look(self, *parts: str) -> Object | None:
         """Return the metadata of an object; None if it does not exist."""
         with suppress(ObjectNotFound), translate_errors():
-            answer = self._client.head_object(
-                Bucket=self.place.bucket, Key=self.place.key(*parts), ChecksumMode="ENABLED"
-            )
+            key = self.place.key(*parts)
+            answer = head_object(self._client, self.place.bucket, key, ChecksumMode="ENABLED")
             checksum = answer.get("ChecksumSHA256")
             return Object(size=answer["ContentLength"], checksum=checksum, version=answer["ETag"])
         return None
@@ -149,7 +168,7 @@ class Bucket:
         if there is None:
             raise ObjectNotFound(key)
         return ObjectReader(
-            self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning
+            self._connection, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning
         )
 
     def folders(self) -> dict[str, list[str]]:
@@ -167,11 +186,19 @@ class Bucket:
         return found
 
     def delete(self, folder: str, files: list[str]) -> None:
-        """Delete objects of a folder."""
+        """Delete objects of a folder.
+
+        Raises:
+            S3Error: one of them is not deleted, which the bucket says in an answer with status 200.
+        """
         with translate_errors():
             for start in range(0, len(files), _DELETE_MAX):
                 keys = [{"Key": self.place.key(folder, name)} for name in files[start : start + _DELETE_MAX]]
-                self._client.delete_objects(Bucket=self.place.bucket, Delete={"Objects": keys, "Quiet": True})
+                answer = self._client.delete_objects(Bucket=self.place.bucket, Delete={"Objects": keys, "Quiet": True})
+                refused = [error for error in answer.get("Errors", []) if error.get("Code") not in _GONE]
+                if refused:
+                    code, message = refused[0].get("Code") or "Unknown", refused[0].get("Message", "")
+                    raise S3Error(code, f"{refused[0].get('Key')} cannot be deleted ({code}: {message})")
 
     def sweep(self) -> int:
         """Abort abandoned multipart uploads, because they cost money unnoticed; return their number."""
@@ -179,7 +206,8 @@ class Bucket:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.place.bucket, Prefix=self.place.prefix
             )
-            left = [upload for page in pages for upload in page.get("Uploads", [])]
+            uploads = [upload for page in pages for upload in page.get("Uploads", [])]
+            left = [upload for upload in uploads if upload["Key"].startswith(self.place.prefix)]
             for upload in left:
                 with suppress(ObjectNotFound), translate_errors():
                     self._client.abort_multipart_upload(
@@ -191,7 +219,7 @@ class Bucket:
         """Release threads and connections; otherwise they end with the process."""
         self._manager.shutdown()
         self._pool.shutdown()
-        self._client.close()
+        self._connection.close()
 
     def fingerprint(
         self, path: Path, like: FileEntry | None = None, *, hashed: Callable[[int], object] = uncounted

@@ -104,6 +104,8 @@ class MirrorClient:
             attempt=config.attempt,
             owner=uuid.uuid4().hex,
             fence=Holder(attempt=fence.attempt, owner=fence.owner),
+            run=config.uid,
+            durable_step=config.durable_step,
             is_empty=Retry(clock)(partial(_is_empty, config.checkpoint_dir), config.checkpoint_dir),
             policy=config.assignment.save,
             objective=config.assignment.objective,
@@ -196,7 +198,7 @@ class MirrorClient:
             deaths_max = self._deaths + _DEATHS_MAX
             while not self._is_settled() and self._deaths < deaths_max:
                 now = self._clock.monotonic()
-                if now >= min(stop_at, self._moved_at + self._patience.finish):
+                if now >= min(stop_at, self._moved_at + self._finish_seconds):
                     break
                 if stop_at == math.inf and is_stop_requested():
                     stop_at = now + self._patience.stop
@@ -232,10 +234,16 @@ class MirrorClient:
         self._is_awaited = True
         self._moved_at = self._reported_at = self._clock.monotonic()
 
+    @property
+    def _finish_seconds(self) -> float:
+        """Time without progress that ends the wait. What only the user can change is not waited for with machines."""
+        finish = self._patience.finish
+        return min(self._patience.stop, finish) if self._state.is_refused else finish
+
     def _what_is_missing(self) -> str:
         has = "no checkpoint" if self._mirrored is None else f"step {self._mirrored}"
         waited = self._clock.monotonic() - self._moved_at
-        why = f"nothing has moved for {format_duration(waited)}" if waited >= self._patience.finish else "it cannot be"
+        why = f"nothing has moved for {format_duration(waited)}" if waited >= self._finish_seconds else "it cannot be"
         last = f". Said last: {self._logged[-1]}" if self._logged else ""
         return (
             f"the training is done at step {self._wanted}, which is on the volume but not in {self.place}: {why}. "

@@ -77,7 +77,11 @@ class Latest:
     owner: str
     """Process that may write."""
     lineage: str
-    """ID that distinguishes this run from others with the same URI; the volume of this run has the same ID."""
+    """ID that distinguishes these checkpoints from others at the same URI; the volume of the run has the same ID."""
+    run: str | None = None
+    """Uid of the run of the owner; None if an older version wrote the record, or no run of Piton's."""
+    base: int = 0
+    """Number that `attempt` has more than the attempt of that run: it goes on from another run's checkpoints."""
     newest: Pointer | None = None
 
     def move(self, pointer: Pointer) -> Self:
@@ -88,7 +92,8 @@ class Latest:
         """Return the text of the object."""
         newest = None if self.newest is None else {"step": self.newest.step, "folder": self.newest.folder}
         own = {"attempt": self.attempt, "owner": self.owner, "lineage": self.lineage}
-        return json.dumps({"format": _FORMAT, **own, "newest": newest}, indent=1)
+        whose = {} if self.run is None else {"run": self.run, "base": self.base}
+        return json.dumps({"format": _FORMAT, **own, **whose, "newest": newest}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -104,6 +109,8 @@ class Latest:
                 attempt=int(fields["attempt"]),
                 owner=str(fields["owner"]),
                 lineage=str(fields["lineage"]),
+                run=None if fields.get("run") is None else str(fields["run"]),
+                base=int(fields.get("base", 0)),
                 newest=None if newest is None else Pointer(step=int(newest["step"]), folder=str(newest["folder"])),
             )
         except (ValueError, KeyError, TypeError) as error:

@@ -37,6 +37,10 @@ class MirrorSettings:
     """Name of the owner in the bucket. A process that replaces a dead one has the same."""
     fence: Holder
     """Holder of the fence on the volume."""
+    run: str | None
+    """Uid of the run."""
+    durable_step: int | None
+    """Newest step that earlier attempts have reported as durable."""
     is_empty: bool
     """True if the volume had no checkpoint when the attempt began."""
     policy: SavePolicy
@@ -81,6 +85,8 @@ class MirrorState:
     """True if the mirror has stopped: the bucket or the volume belongs to another process."""
     errors: int
     """Number of failed uploads so far."""
+    is_refused: bool = False
+    """True if the last upload failed for a reason that only the user can change."""
     refusal: str | None = None
     """Reason for which the bucket or the volume belongs to another process, if it does."""
 

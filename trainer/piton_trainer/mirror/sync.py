@@ -9,7 +9,7 @@ Every error is retried with back-off, and logged once per kind.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from piton_trainer.checkpoint.format import layout
@@ -41,14 +41,19 @@ class BucketSync:
         self._restoring = TransferMeter(clock, send, is_restore=True)
         uploading = TransferMeter(clock, send, is_restore=False)
         self._uploader = Uploader(
-            self._bucket, settings, disk=layout.Disk(), check_fence=self._check_fence, meter=uploading
+            self._bucket,
+            settings,
+            disk=layout.Disk(),
+            check_fence=self._check_fence,
+            meter=uploading,
+            note=self._note,
         )
         self._changed = threading.Condition()
         self._wanted: int | None = None
         self._errors = 0
         self._logged: set[str] = set()
         self._is_idle = True
-        self._has_begun = self._is_over = False
+        self._has_begun = self._is_over = self._is_refused = False
         self._refusal: str | None = None
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
@@ -63,31 +68,50 @@ class BucketSync:
         """
         if newer_than is None and self._settings.attempt == 1:
             return None  # there was no attempt before
-        failing_since, delay = self._clock.monotonic(), self._patience.backoff
+        delays = self._delays()
+        renewed: set[str] = set()
         while True:
             try:
                 return self._restore(-1 if newer_than is None else newer_than)
             except S3Error as trouble:
+                self._bucket.renew(trouble)
+                if trouble.needs_new_client and trouble.kind not in renewed:
+                    renewed.add(trouble.kind)
+                    continue
                 self._log(trouble.kind, f"restoring from {self._settings.place}: {trouble}")
                 if newer_than is not None:
                     return None
-                if trouble.is_refusal:
-                    raise BadConfig(
-                        f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}"
-                    ) from trouble
-                now, moved_at = self._clock.monotonic(), self._restoring.moved_at
-                if moved_at is not None and moved_at > failing_since:  # data has arrived since the last failure
-                    failing_since, delay = now, self._patience.backoff
-                if now + delay > failing_since + self._patience.restore:
-                    raise VolumeLost(
-                        f"the volume has no checkpoint, and {self._settings.place} is gone: {trouble}"
-                    ) from trouble
+                self._wait_for_bucket(trouble, delays)
             except ValueError as error:
                 if newer_than is None:
                     raise BadConfig(f"the volume has no checkpoint, and of {self._settings.place}: {error}") from error
                 self._log("Foreign", f"nothing is restored from {self._settings.place}: {error}")
                 return None
-            self._clock.sleep(delay)
+
+    def _wait_for_bucket(self, trouble: S3Error, delays: Iterator[float | None]) -> None:
+        """Wait before the next try to restore to a volume without a checkpoint.
+
+        Raises:
+            BadConfig: the bucket refuses access.
+            VolumeLost: the patience is over.
+        """
+        if trouble.is_refusal:
+            raise BadConfig(f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}") from trouble
+        delay = next(delays)
+        if delay is None:
+            raise VolumeLost(
+                f"the volume has no checkpoint, and {self._settings.place} is gone: {trouble}"
+            ) from trouble
+        self._clock.sleep(delay)
+
+    def _delays(self) -> Iterator[float | None]:
+        """Yield the delay before each further try to restore; None when the patience is over."""
+        failing_since, delay = self._clock.monotonic(), self._patience.backoff
+        while True:
+            now, moved_at = self._clock.monotonic(), self._restoring.moved_at
+            if moved_at is not None and moved_at > failing_since:  # data has arrived since the last failure
+                failing_since, delay = now, self._patience.backoff
+            yield None if now + delay > failing_since + self._patience.restore else delay
             delay = min(2 * delay, self._patience.backoff_max)
 
     def _restore(self, newer_than: int) -> int | None:
@@ -129,7 +153,8 @@ class BucketSync:
                 self._stop(str(refusal))
             except S3Error as trouble:
                 delay = self._longer(delay)
-                self._fail(trouble.kind, str(trouble))
+                self._bucket.renew(trouble)
+                self._fail(trouble.kind, str(trouble), is_refused=trouble.is_refusal)
             except Exception as error:  # noqa: BLE001 - an error of the mirror must not end the training
                 delay = self._longer(delay)
                 self._fail(type(error).__name__, str(error))
@@ -155,6 +180,7 @@ class BucketSync:
         uploaded = self._uploader.sync(wanted, has_newer=lambda: self._wanted != wanted)
         with self._changed:
             self._is_idle = not uploaded and wanted == self._wanted
+            self._is_refused = False
             self._report()
 
     def _check_fence(self) -> None:
@@ -168,11 +194,19 @@ class BucketSync:
             self._changed.notify_all()
             self._report()
 
-    def _fail(self, kind: str, detail: str) -> None:
+    def _fail(self, kind: str, detail: str, *, is_refused: bool = False) -> None:
+        with self._changed:
+            self._errors += 1
+            self._is_refused = is_refused
+            self._report()
+        self._log(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
+
+    def _note(self, loss: str, trouble: S3Error) -> None:
+        """Count and log trouble that costs no checkpoint."""
         with self._changed:
             self._errors += 1
             self._report()
-        self._log(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
+        self._log(f"{loss} {trouble.kind}", f"{self._settings.place}: {loss}: {trouble}")
 
     def _report(self) -> None:
         self._send(
@@ -182,6 +216,7 @@ class BucketSync:
                 is_idle=self._is_idle,
                 is_over=self._is_over,
                 errors=self._errors,
+                is_refused=self._is_refused,
                 refusal=self._refusal,
             )
         )

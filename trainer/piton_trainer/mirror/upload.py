@@ -22,16 +22,14 @@ from piton_trainer.checkpoint.retention import steps_to_delete
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.keys import LATEST, Latest, Pointer, folder_of, parse_folder
 from piton_trainer.mirror.messages import MirrorSettings
-from piton_trainer.mirror.ownership import NotOurs, claim
+from piton_trainer.mirror.ownership import Claimant, Lineage, NotOurs, claim
 from piton_trainer.mirror.transfer import TransferMeter
-from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, always
+from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, Remedy, S3Error, always
 
 logger = logging.getLogger(__name__)
 
 _FILES_AT_ONCE = 4
-
-LINEAGE_FILE = "MIRROR"
-"""File on the volume with the lineage, which the bucket has too."""
+_HOUSEKEEPING_TRIES = 3
 
 
 def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
@@ -45,6 +43,18 @@ def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
     except ObjectNotFound:
         return None, None
     return Latest.from_json(text), version
+
+
+def read_lineage(directory: Path) -> Lineage | None:
+    """Return from which bucket the checkpoints of a volume come; None if the volume does not say."""
+    with suppress(FileNotFoundError):
+        return Lineage.parse((directory / names.MIRROR_FILE).read_text(encoding="utf-8"))
+    return None
+
+
+def write_lineage(directory: Path, lineage: Lineage, disk: layout.Disk) -> None:
+    """Write to a volume from which bucket its checkpoints come."""
+    disk.write(directory / names.MIRROR_FILE, lineage.text())
 
 
 class Damaged(Exception):  # noqa: N818 - a fact about the volume
@@ -66,18 +76,25 @@ class Uploader:
         disk: layout.Disk,
         check_fence: Callable[[], None],
         meter: TransferMeter,
+        note: Callable[[str, S3Error], None],
     ) -> None:
+        """Upload from `settings.directory`; `note` is called with what cannot be done and is not needed, and why."""
         self._bucket = bucket
         self._settings = settings
         self._directory = settings.directory
         self._disk = disk
         self._check_fence = check_fence
         self._meter = meter
+        self._note = note
         self._latest: Latest | None = None
         self._version: str | None = None
         self._manifests: dict[str, Manifest | None] = {}
         self._unwanted: set[str] = set()
         """Folders that are not uploaded again: the rules delete them, or they are damaged on the volume."""
+        self._is_tidy = True
+        """False while folders may be in the bucket that the rules do not keep."""
+        self._tries: dict[str, int] = {}
+        """Tries of each kind of housekeeping that have failed."""
 
     @property
     def mirrored_step(self) -> int | None:
@@ -94,8 +111,9 @@ class Uploader:
 
     def adopt(self, found: Latest) -> None:
         """Write the lineage of the bucket to the volume, before anything is restored from it."""
-        if self._lineage != found.lineage:
-            self._disk.write(self._directory / LINEAGE_FILE, found.lineage)
+        lineage = self._lineage
+        if lineage is None or lineage.id != found.lineage:
+            write_lineage(self._directory, Lineage(id=found.lineage), self._disk)
 
     def sync(self, newest: int, *, has_newer: Callable[[], bool]) -> bool:
         """Upload the newest checkpoint, up to this step, that the bucket lacks; return True if there was any.
@@ -119,6 +137,7 @@ class Uploader:
                 logger.warning("%s is not mirrored: %s", checkpoint.folder.name, damage)
             except FileNotFoundError:
                 continue  # retention has deleted it; then there is a newer one
+        self._tidy_up()
         return False
 
     def _hold(self) -> None:
@@ -141,24 +160,24 @@ class Uploader:
             except PreconditionFailed as error:
                 raise S3Error("PreconditionFailed", "somebody else claimed the bucket at the same moment") from error
         if self._latest is None:
-            self._bucket.sweep()  # leftovers of earlier attempts or processes
+            # Leftovers of earlier attempts or processes. Not every server can list them.
+            self._housekeep("abandoned uploads stay in the bucket", self._bucket.sweep)
         self._latest, self._version = ours, version
 
     def _claimed(self, found: Latest | None) -> Latest:
-        return claim(
-            found,
-            attempt=self._settings.attempt,
-            owner=self._settings.owner,
-            lineage=self._lineage,
-            is_empty=self._settings.is_empty,
-            place=self._bucket.place,
+        settings = self._settings
+        claimant = Claimant(
+            run=settings.run,
+            attempt=settings.attempt,
+            owner=settings.owner,
+            durable_step=settings.durable_step,
+            is_empty=settings.is_empty,
         )
+        return claim(found, claimant, self._lineage, self._bucket.place)
 
     @property
-    def _lineage(self) -> str | None:
-        with suppress(FileNotFoundError):
-            return (self._directory / LINEAGE_FILE).read_text(encoding="utf-8").strip() or None
-        return None
+    def _lineage(self) -> Lineage | None:
+        return read_lineage(self._directory)
 
     def _put(self, checkpoint: CommittedCheckpoint, has_newer: Callable[[], bool]) -> bool:
         pointer, text = _pointer(checkpoint)
@@ -172,7 +191,8 @@ class Uploader:
             self._bucket.write(text, pointer.folder, names.MANIFEST_FILE)
         if self.mirrored_step is None or self.mirrored_step < pointer.step:
             self._move(pointer)
-            self._tidy(pointer)
+            self._is_tidy = False
+            self._tidy_up()
         return not is_there
 
     def _put_files(self, checkpoint: CommittedCheckpoint, folder: str, *, is_wanted: Callable[[], bool]) -> None:
@@ -204,15 +224,26 @@ class Uploader:
         if found != entry:
             self._unwanted.add(folder)
             raise Damaged(f"{path.name} is not what its manifest says")
-        there = self._bucket.look(folder, path.name)
-        if there is not None and (there.size, there.checksum) == (entry.size, checksum):
+        if self._has(folder, path.name, entry, checksum):
             self._meter.kept(entry.size)
             return
         if not self._bucket.upload(path, folder, path.name, moved=self._meter.moved, is_wanted=is_wanted):
             raise GivesWay
-        there = self._bucket.look(folder, path.name)
-        if there is None or (there.size, there.checksum) != (entry.size, checksum):
+        if not self._has(folder, path.name, entry, checksum):
             raise S3Error("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
+
+    def _has(self, folder: str, name: str, entry: FileEntry, checksum: str) -> bool:
+        """Return True if the bucket has this file.
+
+        Some servers keep no checksum, or one of another kind for an upload in parts. Then the object is read back.
+        """
+        there = self._bucket.look(folder, name)
+        if there is None or there.size != entry.size:
+            return False
+        if there.checksum == checksum:
+            return True
+        is_comparable = there.checksum is not None and ("-" in there.checksum) == ("-" in checksum)
+        return not is_comparable and self._bucket.digest(folder, name, like=entry) == entry
 
     def _move(self, pointer: Pointer) -> None:
         assert self._latest is not None
@@ -222,6 +253,30 @@ class Uploader:
         except PreconditionFailed as error:
             raise S3Error("PreconditionFailed", "somebody else wrote to the bucket at the same moment") from error
         self._latest = moved
+
+    def _tidy_up(self) -> None:
+        """Delete what the rules do not keep. What the bucket does not delete stays there, and is said."""
+        pointer = None if self._latest is None else self._latest.newest
+        if self._is_tidy or pointer is None:
+            return
+        self._housekeep("more checkpoints stay in the bucket than checkpoint.keep says", lambda: self._tidy(pointer))
+        self._is_tidy = True
+
+    def _housekeep(self, loss: str, work: Callable[[], object]) -> None:
+        """Do what no checkpoint depends on; what fails for good is said, with the loss, and stops nothing.
+
+        Raises:
+            S3Error: another try may succeed.
+        """
+        try:
+            work()
+        except S3Error as trouble:
+            self._tries[loss] = self._tries.get(loss, 0) + 1
+            may_pass = trouble.remedy in (Remedy.TRY_AGAIN, Remedy.NEW_CREDENTIALS)
+            if may_pass and self._tries[loss] < _HOUSEKEEPING_TRIES:
+                raise
+            self._note(loss, trouble)
+        self._tries[loss] = 0
 
     def _tidy(self, newest: Pointer) -> None:
         """Delete folders that the rules do not keep, and abandoned uploads. Manifests are deleted first."""
@@ -240,12 +295,21 @@ class Uploader:
         gone = set(steps_to_delete(measured, policy=self._settings.policy, objective=self._settings.objective))
         kept = {name for step, name in by_step.items() if step not in gone}
         unfinished = self._on_volume() - whole.keys() - self._unwanted
-        for name in steps.keys() - kept - unfinished:
+        refused = None
+        for name in sorted(steps.keys() - kept - unfinished):
             files = folders[name]
-            if names.MANIFEST_FILE in files:
-                self._bucket.delete(name, [names.MANIFEST_FILE])
-            self._bucket.delete(name, files)
-            self._unwanted.add(name)
+            try:
+                if names.MANIFEST_FILE in files:
+                    self._bucket.delete(name, [names.MANIFEST_FILE])
+                self._bucket.delete(name, files)
+            except S3Error as trouble:
+                if not trouble.is_refusal:
+                    raise
+                refused = refused or trouble  # one that is locked does not keep the others
+            else:
+                self._unwanted.add(name)
+        if refused is not None:
+            raise refused
 
     def _on_volume(self) -> set[str]:
         """Return the bucket folders of the checkpoints on the volume, uploaded or not."""

@@ -1,36 +1,26 @@
 """The part of S3 that the trainer needs, with its own exceptions.
 
+    errors     the classes of errors, with a sentence for each (pure)
     client     a connection, and the rules for retries
+    answers    checks that an answer comes from an S3 server
     reader     objects, piece by piece
     cache      objects as files on this node
     checksums  checksums of S3, computed from a file
 
 ObjectNotFound        there is no such object
 PreconditionFailed    another process has written the object meanwhile
-S3Error               anything else: it may work later; if `is_refusal` is set, only after a change by the user
+S3Error               anything else; its `remedy` says what may help
 
 This file needs no boto3. Credentials and endpoint come from the environment, as for every AWS tool.
 """
 
 from dataclasses import dataclass
 
-S3_SCHEME = "s3://"
+from piton_trainer.s3.errors import ObjectNotFound, PreconditionFailed, Remedy, S3Error
 
-_REFUSALS = frozenset(
-    {
-        "403",
-        "AccessDenied",
-        "InvalidAccessKeyId",
-        "InvalidBucketName",
-        "NoCredentialsError",
-        "NoSuchBucket",
-        "ParamValidationError",
-        "PartialCredentialsError",
-        "PermanentRedirect",
-        "ProfileNotFound",
-        "SignatureDoesNotMatch",
-    }
-)
+__all__ = ["ObjectNotFound", "PreconditionFailed", "Remedy", "S3Error", "S3_SCHEME", "Tuning", "always", "uncounted"]
+
+S3_SCHEME = "s3://"
 
 
 def uncounted(size: int) -> None:
@@ -40,23 +30,6 @@ def uncounted(size: int) -> None:
 def always() -> bool:
     """Return True: the default for conditions."""
     return True
-
-
-class ObjectNotFound(Exception):  # noqa: N818 - a fact, as on a disk
-    """There is no such object."""
-
-
-class PreconditionFailed(Exception):  # noqa: N818 - a fact
-    """The object is not the one that was read."""
-
-
-class S3Error(Exception):
-    """A request to S3 failed."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.is_refusal = kind in _REFUSALS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,10 @@
     <cache>/<digest of bucket, key and version>        a complete object
     <cache>/<the same>.part                            a partial download; the next process continues it
     <cache>/<the same>.lock                            its holder downloads; the other ranks of the node wait
+    <cache>/<digest of bucket and prefix>.listing      a listing whose objects are here, for a bucket that is away
 
-A version is the ETag and size of an object. The cache is never stale, and may be deleted whenever no training runs.
+A version is the ETag and size of an object. The cache may be deleted whenever no training runs. While the bucket does
+not answer, the versions of the last listing are used, with a warning; otherwise the cache is never stale.
 Large objects are fetched in pieces, several at a time, of one version only. The bytes are compared with the checksum in
 S3: the SHA-256 if the object has one of the whole, otherwise the MD5 if the ETag is one. An object that was uploaded in
 parts may have neither; then only the length of each piece is checked.
@@ -12,6 +14,7 @@ parts may have neither; then only the length of each piece is checked.
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import re
@@ -19,8 +22,8 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,9 @@ from piton.contract import names
 from piton_trainer.checkpoint.format.layout import NO_SPACE
 from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig
-from piton_trainer.s3 import S3Error, Tuning
+from piton_trainer.s3 import PreconditionFailed, S3Error, Tuning
 from piton_trainer.s3.checksums import as_s3_writes
-from piton_trainer.s3.client import connect, translate_errors
+from piton_trainer.s3.client import S3Connection, head_object, translate_errors
 from piton_trainer.s3.reader import ObjectReader, whole_pieces
 
 logger = logging.getLogger(__name__)
@@ -55,8 +58,7 @@ class Remote:
     @property
     def name(self) -> str:
         """Name of its file in the cache."""
-        text = "\0".join((self.bucket, self.key, self.etag, str(self.size)))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _digest(self.bucket, self.key, self.etag, str(self.size))
 
 
 class Cache:
@@ -71,17 +73,37 @@ class Cache:
         self._folder = folder
         self._tuning = tuning or Tuning()
         self._clock = clock or Clock()
-        self._client = connect(self._tuning)
+        self._connection = S3Connection(self._tuning)
+        self._listings: dict[Path, list[Remote]] = {}
+        """Listings whose objects are not all here yet."""
 
     def below(self, bucket: str, prefix: str) -> list[Remote]:
-        """Return the objects with this prefix, sorted by key.
+        """Return the objects with this prefix, sorted by key; those of the last listing if the bucket does not answer.
 
         Raises:
-            S3Error: the listing failed.
+            S3Error: the listing failed, and there is none from before; or the bucket refuses.
         """
-        with translate_errors():
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            items = [item for page in pages for item in page.get("Contents", [])]
+        remembered = self._folder / f"{_digest(bucket, prefix)}.listing"
+        try:
+            found = self._list(bucket, prefix)
+        except S3Error as trouble:
+            before = None if trouble.is_refusal else _remembered(remembered)
+            if before is None:
+                raise
+            logger.warning("s3://%s/%s: its last listing and the cache are used: %s", bucket, prefix, trouble)
+            return before
+        self._listings[remembered] = found
+        return found
+
+    def _list(self, bucket: str, prefix: str) -> list[Remote]:
+        client = self._connection.client
+        try:
+            items = _items(client, bucket, prefix)
+        except S3Error as trouble:
+            if not trouble.needs_new_client:
+                raise
+            self._connection.renew(trouble, client)
+            items = _items(self._connection.client, bucket, prefix)
         found = [Remote(bucket=bucket, key=item["Key"], etag=item["ETag"], size=item["Size"]) for item in items]
         return sorted(found, key=lambda remote: remote.key)
 
@@ -98,7 +120,10 @@ class Cache:
         counter = _Counter(what, sum(remote.size for remote in wanted), self._clock)
         objects, pieces = (ThreadPoolExecutor(self._tuning.concurrency) for _ in range(2))
         with _full_is_a_wrong_setting(self._folder, what), pieces, objects:
-            return list(objects.map(lambda remote: self._fetch(remote, pieces, counter), remotes))
+            files = list(objects.map(lambda remote: self._fetch(remote, pieces, counter), remotes))
+        while self._listings:
+            _remember(*self._listings.popitem())
+        return files
 
     def _is_there(self, remote: Remote) -> bool:
         path = self._folder / remote.name
@@ -125,10 +150,13 @@ class Cache:
         return path
 
     def _download(self, remote: Remote, part: Path, pool: ThreadPoolExecutor, counter: "_Counter") -> None:
-        client, at = self._client, {"Bucket": remote.bucket, "Key": remote.key}
-        with translate_errors():
-            head = client.head_object(**at, ChecksumMode="ENABLED", IfMatch=remote.etag)
-        source = ObjectReader(client, *at.values(), size=remote.size, etag=remote.etag, tuning=self._tuning)
+        at, version = (remote.bucket, remote.key), remote.etag
+        try:
+            with translate_errors():
+                head = head_object(self._connection.client, *at, ChecksumMode="ENABLED", IfMatch=version)
+        except PreconditionFailed as error:
+            raise S3Error("PreconditionFailed", f"{remote} was written to while it was read") from error
+        source = ObjectReader(self._connection, *at, size=remote.size, etag=version, tuning=self._tuning)
         with part.open("ab") as file:
             file.truncate(whole_pieces(file.tell()))
             for data in source.pieces(pool, os.fstat(file.fileno()).st_size):
@@ -139,6 +167,31 @@ class Cache:
         if problem := _what_is_wrong(part, remote, head):
             part.unlink()
             raise S3Error("Checksum", f"{remote} {problem}")
+
+
+def _items(client: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
+    with translate_errors():
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [item for page in pages for item in page.get("Contents", [])]
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _remember(path: Path, remotes: list[Remote]) -> None:
+    """Keep a listing. A cache that cannot be written to is reported by the downloads."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        aside.write_text(json.dumps([asdict(remote) for remote in remotes]), encoding="utf-8")
+        aside.replace(path)
+
+
+def _remembered(path: Path) -> list[Remote] | None:
+    with suppress(OSError, ValueError, TypeError):
+        return [Remote(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    return None
 
 
 class _Counter:

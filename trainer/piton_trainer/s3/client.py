@@ -1,32 +1,76 @@
 """A connection to S3, and the rules for retries."""
 
 import random
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import boto3
+import botocore.loaders
+import botocore.session
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
+from urllib3.exceptions import HTTPError
 
 from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, Tuning
+from piton_trainer.s3.answers import check_answer
 
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
 _OVERTAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _WORTH_ANOTHER_TRY = frozenset({429, 500, 502, 503, 504})
+_ALSO_WORTH_IT = frozenset({"RequestTimeout", "SlowDown"})
+"""Codes that some servers send with a status of other errors."""
+_UNEXPLAINED = frozenset({"400", "401", "403"})
 
 
-def connect(tuning: Tuning) -> Any:
+class S3Connection:
+    """A client that can be replaced by one that reads the credentials anew. Safe to use from several threads."""
+
+    def __init__(self, tuning: Tuning) -> None:
+        """Connect.
+
+        Raises:
+            S3Error: the credentials or settings in the environment cannot work.
+            ValueError: the endpoint is not valid.
+        """
+        self._tuning = tuning
+        self._lock = threading.Lock()
+        self._client = connect(tuning)
+
+    @property
+    def client(self) -> Any:
+        """The client of this moment."""
+        return self._client
+
+    def renew(self, trouble: S3Error, used: Any) -> None:
+        """Replace the client `used` if new credentials may help; another thread may have done it already."""
+        if not trouble.needs_new_client:
+            return
+        with self._lock, suppress(S3Error, ValueError):  # the old client then says what is wrong
+            if self._client is used:
+                self._client = connect(self._tuning, _new_session())
+
+    def close(self) -> None:
+        """Release the connections; otherwise they end with the process."""
+        self._client.close()
+
+
+def connect(tuning: Tuning, session: boto3.session.Session | None = None) -> Any:
     """Return a client that may be used from several threads.
+
+    Without a session of its own it has the credentials that boto3 has read first in this process.
 
     Raises:
         S3Error: the credentials or settings in the environment cannot work.
         ValueError: the endpoint is not valid.
     """
     with translate_errors():
-        client = boto3.client(
+        client = (session or boto3).client(
             "s3",
             config=Config(
                 retries={"mode": "standard", "total_max_attempts": 1},
@@ -36,7 +80,35 @@ def connect(tuning: Tuning) -> Any:
             ),
         )
     client.meta.events.register("needs-retry.s3", _Retry(tuning.tries))
+    client.meta.events.register("before-parse.s3", check_answer)
     return client
+
+
+def head_object(client: Any, bucket: str, key: str, **options: Any) -> dict[str, Any]:
+    """Return the metadata of an object.
+
+    A HEAD that is refused has no body with the reason, so the reason is asked for by a GET of one byte.
+    """
+    at = {"Bucket": bucket, "Key": key}
+    try:
+        answer: dict[str, Any] = client.head_object(**at, **options)
+    except ClientError as error:
+        if _code_of(error) in _UNEXPLAINED:
+            client.get_object(**at, Range="bytes=0-0")["Body"].close()
+        raise
+    return answer
+
+
+def _new_session() -> boto3.session.Session:
+    """Return a session that remembers no credentials; it shares the descriptions of services, which load slowly."""
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _loader())
+    return boto3.session.Session(botocore_session=session)
+
+
+@cache
+def _loader() -> botocore.loaders.Loader:
+    return botocore.loaders.create_loader()
 
 
 @contextmanager
@@ -46,17 +118,22 @@ def translate_errors() -> Iterator[None]:
         yield
     except ClientError as error:
         raise _described(error) from error
-    except (Boto3Error, BotoCoreError, RetriesExceededError) as error:
+    except (Boto3Error, BotoCoreError, RetriesExceededError, ResponseParserError, HTTPError) as error:
         raise S3Error(type(error).__name__, " ".join(str(error).split())) from error
 
 
 def _described(error: ClientError) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", "Unknown"))
+    code, text = _code_of(error), " ".join(str(error).split())
     if code in _MISSING:
-        return ObjectNotFound(str(error))
+        return ObjectNotFound(text)
     if code in _OVERTAKEN:
-        return PreconditionFailed(str(error))
-    return S3Error(code, str(error))
+        return PreconditionFailed(text)
+    return S3Error(code, text)
+
+
+def _code_of(error: ClientError) -> str:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return str(error.response.get("Error", {}).get("Code") or status or "Unknown")
 
 
 class _Retry:
@@ -74,7 +151,12 @@ class _Retry:
         self, *, attempts: int, response: Any = None, caught_exception: Exception | None = None, **_: object
     ) -> float | None:
         """Return the seconds to wait; None for no retry."""
-        status = 0 if response is None else response[0].status_code
-        if attempts >= self._tries or not (caught_exception is not None or status in _WORTH_ANOTHER_TRY):
+        status, code = (0, "") if response is None else (response[0].status_code, _code_in(response[1]))
+        is_passing = caught_exception is not None or status in _WORTH_ANOTHER_TRY or code in _ALSO_WORTH_IT
+        if attempts >= self._tries or not is_passing:
             return None
         return self._random.uniform(0.5, 1.0) * 2.0 ** (attempts - 1)
+
+
+def _code_in(parsed: dict[str, Any]) -> str:
+    return str(parsed.get("Error", {}).get("Code", ""))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from piton_trainer.s3 import PreconditionFailed, S3Error, Tuning
-from piton_trainer.s3.client import translate_errors
+from piton_trainer.s3.client import S3Connection, translate_errors
 
 PIECE_BYTES = 8 << 20
 _AHEAD = 4
@@ -24,8 +24,10 @@ def whole_pieces(size: int) -> int:
 class ObjectReader:
     """One object, in the version of its last listing or lookup. Safe to use from several threads."""
 
-    def __init__(self, client: Any, bucket: str, key: str, *, size: int, etag: str, tuning: Tuning) -> None:
-        self._client = client
+    def __init__(
+        self, connection: S3Connection, bucket: str, key: str, *, size: int, etag: str, tuning: Tuning
+    ) -> None:
+        self._connection = connection
         self._at = {"Bucket": bucket, "Key": key}
         self._uri = f"s3://{bucket}/{key}"
         self._etag = etag
@@ -53,19 +55,22 @@ class ObjectReader:
         """
         end = min(start + PIECE_BYTES, self.size)
         for tries_left in reversed(range(self._tries)):
+            client = self._connection.client
             try:
-                return self._read(start, end)
+                return self._read(client, start, end)
             except PreconditionFailed as error:
                 raise S3Error("PreconditionFailed", f"{self._uri} was written to while it was read") from error
             except S3Error as trouble:
-                if trouble.is_refusal or trouble.kind in _REFUSED or not tries_left:
+                self._connection.renew(trouble, client)
+                is_final = trouble.is_refusal and not trouble.needs_new_client
+                if is_final or trouble.kind in _REFUSED or not tries_left:
                     raise
             threading.Event().wait(0.5 * 2.0 ** (self._tries - 1 - tries_left))
         raise AssertionError("there is a last try")
 
-    def _read(self, start: int, end: int) -> bytes:
+    def _read(self, client: Any, start: int, end: int) -> bytes:
         with translate_errors():
-            answer = self._client.get_object(**self._at, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
+            answer = client.get_object(**self._at, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
             data: bytes = answer["Body"].read()
         if len(data) != end - start:
             raise S3Error("Short", f"{self._uri} gave {len(data)} bytes instead of {end - start}")

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 from piton_trainer.data.ranking import movielens
 from piton_trainer.data.ranking.judgments import Collector, Judgments
@@ -24,7 +25,7 @@ def judgments_of(sources: Mapping[str, CsvReading], run_cache: RunCache) -> Judg
     Raises:
         BadConfig: one is not there, or has a wrong row.
     """
-    name = run_cache.on_main(lambda: f"judgments-{_key(sources)}")
+    name = run_cache.on_main(lambda: f"judgments-{_key(sources, run_cache.directory)}")
     return Judgments.load(run_cache.folder(name, lambda folder: collected(sources).save(folder)))
 
 
@@ -40,15 +41,16 @@ def collected(sources: Mapping[str, CsvReading]) -> Judgments:
     return collector.judgments(" and ".join(sources))
 
 
-def _key(sources: Mapping[str, CsvReading]) -> str:
+def _key(sources: Mapping[str, CsvReading], memory: Path) -> str:
     """Changes with the rows and with how they are understood."""
     parts = [
-        [source, _version(source), sorted(reading.gains.items()), reading.source] for source, reading in sources.items()
+        [source, _version(source, memory), sorted(reading.gains.items()), reading.source]
+        for source, reading in sources.items()
     ]
     return hashlib.sha256(json.dumps([_FORMAT, parts]).encode()).hexdigest()[:16]
 
 
-def _version(source: str) -> str:
+def _version(source: str, memory: Path) -> str:
     if source in (movielens.MOVIELENS, movielens.WEAK):
         return version(movielens.PACKAGE)
-    return version_of(source)
+    return version_of(source, memory)

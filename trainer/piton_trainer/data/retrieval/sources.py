@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from piton_trainer.data.retrieval import collection, cranfield, examples, foldoc
 from piton_trainer.data.retrieval.beir import Beir, expect_documents
@@ -26,7 +27,8 @@ def examples_of(source: str, split: str, limit: int | None, run_cache: RunCache)
         BadConfig: they are not there, or one is wrong.
     """
     files = [source] if is_examples(source) else None
-    key = run_cache.on_main(lambda: _key(source, split, files or files_of(source, split), limit))
+    memory = run_cache.directory
+    key = run_cache.on_main(lambda: _key(memory, source, split, files or files_of(source, split), limit))
 
     def rows() -> Iterable[Example]:
         return rows_of(source) if files else of_collection(_read(source, split))
@@ -41,7 +43,7 @@ def collection_of(source: str, split: str, run_cache: RunCache) -> Collection:
     Raises:
         BadConfig: it is not there, or a line is wrong.
     """
-    key = run_cache.on_main(lambda: _key(source, split, files_of(source, split)))
+    key = run_cache.on_main(lambda: _key(run_cache.directory, source, split, files_of(source, split)))
     name = f"collection-{key}"
     return Collection.load(run_cache.folder(name, lambda into: collection.save(_read(source, split), source, into)))
 
@@ -65,6 +67,6 @@ def _collection(source: str, split: str) -> Beir:
     )
 
 
-def _key(source: str, split: str, files: list[str], *settings: object) -> str:
-    parts = [_FORMAT, source, split, [version_of(file) for file in files], *settings]
+def _key(memory: Path, source: str, split: str, files: list[str], *settings: object) -> str:
+    parts = [_FORMAT, source, split, [version_of(file, memory) for file in files], *settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Text from wherever it lies: Python's own documentation, a file, a directory, an S3 prefix.
 
 One string comes out, the same on every rank and in every attempt as long as the source is the same. What the user can
-mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a network that is down is not, and passes through.
+mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a bucket that is away is `DataUnavailable`.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from piton_trainer.data.folders import LeftOut, files_below, is_hidden, printable
+from piton_trainer.data.stream import users_fault
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import S3_SCHEME
 
@@ -57,23 +58,20 @@ def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
 
     Raises:
         BadConfig: no such bucket, or no permission.
+        DataUnavailable: the bucket does not answer, and the cache has not all of it.
     """
     from piton_trainer.data.cache_folder import cache_folder
-    from piton_trainer.s3 import S3Error
     from piton_trainer.s3.cache import Cache
 
     bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
-    try:
-        cache = Cache(cache_folder())
+    with users_fault(uri):
+        try:
+            cache = Cache(cache_folder())
+        except ValueError as error:
+            raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
         remotes = [remote for remote in cache.below(bucket, prefix) if _wanted(remote.key, prefix)]
         for remote, path in zip(remotes, cache.fetch(remotes, uri), strict=True):
             yield str(remote), path.read_bytes()
-    except S3Error as trouble:
-        if not trouble.is_refusal:
-            raise
-        raise BadConfig(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
-    except ValueError as error:
-        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
 
 
 def _wanted(key: str, prefix: str) -> bool:

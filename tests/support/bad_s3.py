@@ -1,0 +1,107 @@
+"""A server that gives one and the same answer to every request: one of each class that people get instead of S3's.
+
+with Answering(ANSWERS["slow-down"]) as server:   server.url
+"""
+
+import socket
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+from piton_trainer.s3 import Remedy
+
+PAGE = "<!DOCTYPE html>\n<html><head><title>Console</title></head><body>Log in</body></html>"
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What comes back, and what may help."""
+
+    remedy: Remedy
+    status: int = 0
+    """0 cuts the connection."""
+    body: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def error(remedy: Remedy, status: int, code: str) -> Answer:
+    """An error as S3 writes it."""
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>as the test says</Message></Error>'
+    return Answer(remedy=remedy, status=status, body=body, headers={"Content-Type": "application/xml"})
+
+
+ANSWERS = {
+    "slow-down": error(Remedy.TRY_AGAIN, 503, "SlowDown"),
+    "internal-error": error(Remedy.TRY_AGAIN, 500, "InternalError"),
+    "error-in-a-200": error(Remedy.TRY_AGAIN, 200, "InternalError"),
+    "request-timeout": error(Remedy.TRY_AGAIN, 400, "RequestTimeout"),
+    "clock-skew": error(Remedy.TRY_AGAIN, 403, "RequestTimeTooSkewed"),
+    "code-of-another-vendor": error(Remedy.TRY_AGAIN, 418, "XVendorNapTime"),
+    "balancer-page": Answer(remedy=Remedy.TRY_AGAIN, status=502, body=PAGE, headers=HTML),
+    "cut-connection": Answer(remedy=Remedy.TRY_AGAIN),
+    "expired-token": error(Remedy.NEW_CREDENTIALS, 400, "ExpiredToken"),
+    "expired-token-403": error(Remedy.NEW_CREDENTIALS, 403, "ExpiredToken"),
+    "invalid-token": error(Remedy.NEW_CREDENTIALS, 400, "InvalidToken"),
+    "invalid-access-key": error(Remedy.USERS, 403, "InvalidAccessKeyId"),
+    "wrong-secret": error(Remedy.USERS, 403, "SignatureDoesNotMatch"),
+    "access-denied": error(Remedy.USERS, 403, "AccessDenied"),
+    "archived": error(Remedy.USERS, 403, "InvalidObjectState"),
+    "other-region": error(Remedy.USERS, 301, "PermanentRedirect"),
+    "kms-key-is-disabled": error(Remedy.USERS, 400, "KMS.DisabledException"),
+    "not-implemented": error(Remedy.USERS, 501, "NotImplemented"),
+    "web-page": Answer(remedy=Remedy.NO_SERVER, status=200, body=PAGE, headers=HTML),
+    "web-page-with-etag": Answer(remedy=Remedy.NO_SERVER, status=200, body=PAGE, headers={**HTML, "ETag": '"5f-1"'}),
+    "web-page-404": Answer(remedy=Remedy.NO_SERVER, status=404, body=PAGE, headers=HTML),
+    "plain-http-to-tls": Answer(remedy=Remedy.NO_SERVER, status=400, body=PAGE, headers=HTML),
+    "login": Answer(remedy=Remedy.NO_SERVER, status=302, headers={"Location": "https://login.example.org/"}),
+}
+
+
+class Answering:
+    """Answers every request alike."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(answer))
+        self._server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(answer: Answer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _reply(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if not answer.status:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            data = answer.body.encode()
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _reply  # noqa: N815 - http.server's names
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+            """Nothing."""
+
+    return Handler
