@@ -8,6 +8,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -237,7 +238,7 @@ AWAY = {
 
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=name) for name, fault in AWAY.items()])
 def test_what_is_in_the_cache_is_used_while_the_bucket_is_away(
-    fault: dict[str, object],
+    fault: dict[str, Any],
     proxy: s3.Proxy,
     put: Put,
     uri: str,

@@ -176,6 +176,8 @@ class Proxy:
         """Called with method and path before a request is handed on."""
         self.dropped: set[str] = set()
         """Headers that answers to HEAD leave out, in small letters."""
+        self.weather: Callable[[], Fault | None] | None = None
+        """Called for each request that no fault of `fail` takes."""
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, server.port))
@@ -201,7 +203,7 @@ class Proxy:
                 if fault.times > 0 and re.fullmatch(fault.method, method) and re.search(fault.key, path):
                     fault.times -= 1
                     return fault
-        return None
+            return None if self.weather is None else self.weather()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from piton_trainer.s3.errors import ObjectNotFound, PreconditionFailed, Remedy, S3Error
 
-__all__ = ["ObjectNotFound", "PreconditionFailed", "Remedy", "S3Error", "S3_SCHEME", "Tuning", "always", "uncounted"]
+__all__ = ["S3_SCHEME", "ObjectNotFound", "PreconditionFailed", "Remedy", "S3Error", "Tuning", "always", "uncounted"]
 
 S3_SCHEME = "s3://"
 

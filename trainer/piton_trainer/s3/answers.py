@@ -9,15 +9,13 @@ from typing import Any
 from piton_trainer.s3.errors import S3Error
 
 _HAVE_ETAG = frozenset({"GetObject", "HeadObject", "PutObject", "UploadPart"})
-_ROOTS = {
-    "CompleteMultipartUpload": "CompleteMultipartUploadResult",
-    "CreateMultipartUpload": "InitiateMultipartUploadResult",
-    "DeleteObjects": "DeleteResult",
-    "ListMultipartUploads": "ListMultipartUploadsResult",
-    "ListObjectsV2": "ListBucketResult",
-}
-"""The root element of each answer that has a body."""
-_MAY_BE_EMPTY = "DeleteObjects"
+_HAVE_BODY = frozenset(
+    {"CompleteMultipartUpload", "CreateMultipartUpload", "DeleteObjects", "ListMultipartUploads", "ListObjectsV2"}
+)
+_HEADS = frozenset({"HeadBucket", "HeadObject"})
+"""Requests whose answers have no body, so that their errors look alike."""
+_PAGES = frozenset({"body", "head", "html"})
+"""Root elements of web pages, in small letters. Servers differ in the names of their own."""
 _ERROR = "Error"
 _ROOT = re.compile(rb"<(?![?!])(?:\w+:)?([\w.-]+)")
 _MOVED = 301
@@ -44,7 +42,7 @@ def check_answer(response_dict: dict[str, Any], operation_model: Any, **_: objec
     elif operation in _HAVE_ETAG:
         if "etag" not in response_dict["headers"]:
             raise no_server(operation, "its answer has no ETag")
-    elif operation in _ROOTS:
+    elif operation in _HAVE_BODY:
         _check_root(operation, response_dict["body"])
 
 
@@ -69,21 +67,23 @@ def _check_redirect(operation: str, answer: dict[str, Any]) -> None:
 
 
 def _check_error(operation: str, answer: dict[str, Any]) -> None:
-    root = _root_of(answer["body"])
-    is_page = answer["headers"].get("content-type", "").startswith("text/html") and root != _ERROR
-    if is_page or (root or "").lower() == "html":
+    root, kind = _root_of(answer["body"]), answer["headers"].get("content-type", "")
+    if operation not in _HEADS and root != _ERROR and (_is_page(root) or kind.startswith("text/html")):
         raise no_server(operation, f"its answer with status {answer['status_code']} is a web page")
 
 
 def _check_root(operation: str, body: bytes) -> None:
     root = _root_of(body)
-    if root is None and not body.strip():
-        if operation != _MAY_BE_EMPTY:
-            raise S3Error("Short", f"the answer to {operation} is empty")
-    elif root not in (_ROOTS[operation], _ERROR):
-        raise no_server(operation, f"its answer is {f'<{root}>' if root else 'no XML'}")
+    if not body.strip():
+        raise S3Error("Short", f"the answer to {operation} is empty")
+    if root is None or _is_page(root):
+        raise no_server(operation, f"its answer is {'a web page' if root else 'no XML'}")
+
+
+def _is_page(root: str | None) -> bool:
+    return root is not None and root.lower() in _PAGES
 
 
 def _root_of(body: bytes) -> str | None:
-    match = _ROOT.search(body[:_HEAD_BYTES])
+    match = _ROOT.search(body.lstrip()[:_HEAD_BYTES])
     return None if match is None else match[1].decode(errors="replace")

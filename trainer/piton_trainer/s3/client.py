@@ -87,13 +87,15 @@ def connect(tuning: Tuning, session: boto3.session.Session | None = None) -> Any
 def head_object(client: Any, bucket: str, key: str, **options: Any) -> dict[str, Any]:
     """Return the metadata of an object.
 
-    A HEAD that is refused has no body with the reason, so the reason is asked for by a GET of one byte.
+    A HEAD that fails has no body with the reason, so the reason is asked for by a GET of one byte: the true code, or
+    that no S3 server has answered.
     """
     at = {"Bucket": bucket, "Key": key}
     try:
         answer: dict[str, Any] = client.head_object(**at, **options)
     except ClientError as error:
-        if _code_of(error) in _UNEXPLAINED:
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        if _code_of(error) in _UNEXPLAINED or headers.get("content-type", "").startswith("text/html"):
             client.get_object(**at, Range="bytes=0-0")["Body"].close()
         raise
     return answer
