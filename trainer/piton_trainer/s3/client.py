@@ -126,6 +126,8 @@ def translate_errors() -> Iterator[None]:
 
 def _described(error: ClientError) -> Exception:
     code, text = _code_of(error), " ".join(str(error).split())
+    if not error.response.get("Error", {}).get("Code"):  # a balancer's page
+        text = f"the answer to {error.operation_name} is a page with status {code}"
     if code in _MISSING:
         return ObjectNotFound(text)
     if code in _OVERTAKEN:
