@@ -12,7 +12,7 @@ from piton.local import own_files
 from piton_trainer.mirror import client
 from piton_trainer.telemetry import telemetry
 from support import s3, tiny
-from support.mirrored import HASTY, QUICK, Contents, Volume
+from support.mirrored import HASTY, QUICK, Contents, Volume, wait_for
 
 
 def restore_by_hand(monkeypatch: pytest.MonkeyPatch, place: str, directory: Path) -> object:
@@ -30,7 +30,10 @@ def test_an_attempt_of_another_run_proves_nothing_however_high_its_number(
     before = bucket.folders(), bucket.latest()
     later = Volume(tmp_path / "later", lost.uri, attempt=attempt, uid="another", durable_step=durable_step)
 
-    assert later.restored(None) is None
+    mirror = later.mirror()
+    assert mirror.restore(None) is None
+    assert wait_for(lambda: mirror.refusal is not None)  # reported at once, not at the first save
+    mirror.close(0)
 
     assert [path.name for path in later.directory.iterdir()] == ["FENCE"]
     later.commit(99)

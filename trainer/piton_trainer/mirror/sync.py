@@ -116,7 +116,15 @@ class BucketSync:
 
     def _restore(self, newer_than: int) -> int | None:
         latest, _ = read_latest(self._bucket)
-        if latest is None or latest.newest is None or not self._uploader.may_restore(latest):
+        if latest is None or latest.newest is None:
+            return None
+        try:
+            self._uploader.check(latest)
+        except NotOurs as refusal:
+            logger.warning("nothing is restored from the mirror: %s", refusal)
+            with self._changed:
+                self._refusal = str(refusal)  # said before the first save, which may be hours away
+                self._report()
             return None
         directory = self._settings.directory
         with layout.translate_os_errors(directory):
@@ -180,7 +188,7 @@ class BucketSync:
         uploaded = self._uploader.sync(wanted, has_newer=lambda: self._wanted != wanted)
         with self._changed:
             self._is_idle = not uploaded and wanted == self._wanted
-            self._is_refused = False
+            self._is_refused, self._refusal = False, None
             self._report()
 
     def _check_fence(self) -> None:

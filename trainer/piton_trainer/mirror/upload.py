@@ -101,13 +101,13 @@ class Uploader:
         """Newest step in the bucket; None before this process owns it."""
         return None if self._latest is None or self._latest.newest is None else self._latest.newest.step
 
-    def may_restore(self, found: Latest | None) -> bool:
-        """Return True if the checkpoints in the bucket belong to this run."""
-        try:
-            return found is not None and self._claimed(found).lineage == found.lineage
-        except NotOurs as refusal:
-            logger.warning("nothing is restored from the mirror: %s", refusal)
-            return False
+    def check(self, found: Latest) -> None:
+        """Check that the checkpoints in the bucket belong to this run.
+
+        Raises:
+            NotOurs: they do not.
+        """
+        self._claimed(found)
 
     def adopt(self, found: Latest) -> None:
         """Write the lineage of the bucket to the volume, before anything is restored from it."""
