@@ -16,9 +16,10 @@ This file needs no boto3. Credentials and endpoint come from the environment, as
 
 from dataclasses import dataclass
 
-from piton_trainer.s3.errors import ObjectNotFound, PreconditionFailed, Remedy, S3Error
-
-__all__ = ["S3_SCHEME", "ObjectNotFound", "PreconditionFailed", "Remedy", "S3Error", "Tuning", "always", "uncounted"]
+from piton_trainer.s3.errors import ObjectNotFound as ObjectNotFound
+from piton_trainer.s3.errors import PreconditionFailed as PreconditionFailed
+from piton_trainer.s3.errors import Remedy as Remedy
+from piton_trainer.s3.errors import S3Error as S3Error
 
 S3_SCHEME = "s3://"
 
