@@ -199,16 +199,16 @@ def test_another_run_of_the_same_name_neither_takes_nor_overwrites_anything(
     lost: Volume, tmp_path: Path, bucket: Contents, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = bucket.folders(), bucket.latest()
-    fresh = Volume(tmp_path / "fresh", lost.uri, attempt=1)
+    fresh = Volume(tmp_path / "fresh", lost.uri, attempt=1, uid="another")
     fresh.commit(9)
     assert not fresh.mirrored(9)
-    third = Volume(fresh.directory, lost.uri, attempt=3)
+    third = Volume(fresh.directory, lost.uri, attempt=3, uid="another")
 
     assert third.restored(9) is None
     assert not third.mirrored(9)
 
     assert (bucket.folders(), bucket.latest()) == before
-    assert "holds the checkpoints of another run, which was at attempt 1; delete them" in caplog.text
+    assert "holds the checkpoints of another run, which was at attempt 1; to begin anew" in caplog.text
 
 
 def test_files_go_several_at_a_time(volume: Volume, proxy: s3.Proxy) -> None:
