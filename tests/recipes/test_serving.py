@@ -173,12 +173,12 @@ async def test_who_takes_too_long_is_cut_short_and_told_so() -> None:
     parrot = Parrot()
     parrot.hush()
     async with aiohttp.ClientSession() as session:
-        server = serving.ModelServer(parrot, {}, grace_seconds=0.05)
+        server = serving.ModelServer(parrot, {}, grace_seconds=0.8)
         listening = serving.listening(server, "127.0.0.1", 0)
         url = await listening.__aenter__()
         answer = await session.post(f"{url}/generate", json={"prompt": "abc", "seed": 1})
         end = asyncio.create_task(listening.__aexit__(None, None, None))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         parrot.may_speak.release(1)
         found = await events(answer)
         await end

@@ -2,18 +2,21 @@
 
     POST /generate   {"prompt", "maxTokens", "temperature", "topK", "seed"}
         200 text/event-stream: data: {"token": "t"}, one after the other, and last data: {"done": true, ...}
-        400 not a wish, or a text that the model cannot read   413 too long   415 no JSON   503 too many at once
+        400 not a wish, or a text that the model cannot read   408 too slow   413 too long   415 no JSON
+        503 too many at once
     GET /health      200 what is served
 
 One thread computes, and requests take turns, a piece each. Nobody is asked who they are: who may talk to the port may
-talk to the model.
+talk to the model. A client may be slow; one that does not move at all loses its connection.
 """
 
 import asyncio
 import json
 import logging
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -23,6 +26,7 @@ from aiohttp import web
 
 from piton.contract import InputError
 from piton_trainer.recipes import catalog
+from piton_trainer.serving import addresses
 from piton_trainer.serving.text_generator import GenerateRequest, TextGenerator
 from piton_trainer.serving.trained_model import TrainedModel
 
@@ -30,7 +34,16 @@ BODY_BYTES_MAX = 1 << 20
 STREAMS_MAX = 8
 """Answers at a time. Each has a memory of its own, and all share one thread."""
 GRACE_SECONDS = 20.0
-"""From SIGTERM until answers that are still being given are cut short; a kubelet kills after 30."""
+"""From SIGTERM until every connection is closed; a kubelet kills after 30."""
+STALL_SECONDS = 20.0
+"""A connection is closed when nothing of an answer has left for so long: its client does not read."""
+BODY_SECONDS = 30.0
+"""A request has to be here in this time."""
+_CUT_SECONDS = 1.0
+"""Of the grace, the time in which answers that are cut short say so to their clients."""
+_BUFFER_BYTES = 16 * 1024
+"""Of an answer in this process, and in the kernel: with more, a slow client would not be seen to move."""
+_ENCODINGS = ("identity", "gzip", "deflate")
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +67,18 @@ async def _serve(server: "ModelServer", host: str, port: int, ready: Callable[[s
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, told.set)
+        loop.add_signal_handler(signum, _heed, told, signum)
     async with listening(server, host, port) as url:
         ready(f"step {server.about['step']:,} of {server.about['recipe']} answers at {url}")
         await told.wait()
+
+
+def _heed(told: asyncio.Event, signum: signal.Signals) -> None:
+    """Begin to stop; at the second signal, end at once."""
+    if told.is_set():
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+    told.set()
 
 
 @asynccontextmanager
@@ -67,15 +88,16 @@ async def listening(server: "ModelServer", host: str, port: int) -> AsyncIterato
     Raises:
         ValueError: the port cannot be had.
     """
-    runner = web.AppRunner(server.app(), access_log=None)
+    found = addresses.resolve(host, port)
+    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=_CUT_SECONDS / 4)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            for address in found:
+                await web.TCPSite(runner, address, port).start()
         except OSError as error:
             raise InputError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
-        address = runner.addresses[0]
-        yield f"http://{address[0]}:{address[1]}"
+        yield addresses.as_url(*runner.addresses[0][:2])
     finally:
         await runner.cleanup()
         server.close()
@@ -85,11 +107,20 @@ class ModelServer:
     """The handlers, and the thread that computes. For one event loop."""
 
     def __init__(
-        self, text_generator: TextGenerator, about: dict[str, Any], *, grace_seconds: float = GRACE_SECONDS
+        self,
+        text_generator: TextGenerator,
+        about: dict[str, Any],
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
+        body_seconds: float = BODY_SECONDS,
     ) -> None:
         self.about = about
         self._text_generator = text_generator
         self._grace_seconds = grace_seconds
+        self._stall_seconds = stall_seconds
+        self._body_seconds = body_seconds
+        self._requests: dict[int, web.Request] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._streams = 0
         self._idle = asyncio.Event()
@@ -105,8 +136,8 @@ class ModelServer:
         return app
 
     def close(self) -> None:
-        """Let the thread go."""
-        self._thread.shutdown()
+        """Let the thread go, as soon as the piece that it computes is done."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response(
@@ -114,15 +145,35 @@ class ModelServer:
         )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
+        self._requests[id(request)] = request
+        try:
+            wanted = await self._read(request)
+            return wanted if isinstance(wanted, web.Response) else await self._take_turn(request, wanted)
+        finally:
+            del self._requests[id(request)]
+
+    async def _read(self, request: web.Request) -> GenerateRequest | web.Response:
+        """Return what is asked for, or the refusal of it."""
         if request.content_type != "application/json":
             return _refusal(415, "send application/json")
+        if (encoding := request.headers.get("Content-Encoding", "identity").strip().lower()) not in _ENCODINGS:
+            return _refusal(400, f"Content-Encoding: {encoding!r} is not known here; send it as it is")
         try:
-            generation = GenerateRequest.from_json(await request.read())
+            async with asyncio.timeout(self._body_seconds):
+                body = await request.read()
+            generation = GenerateRequest.from_json(body)
             self._text_generator.check(generation.prompt)
         except web.HTTPRequestEntityTooLarge:
             return _refusal(413, f"the request is longer than {BODY_BYTES_MAX:,} bytes")
+        except TimeoutError:
+            return _refusal(408, f"the request was not here within {self._body_seconds:g} s")
+        except web.RequestPayloadError as error:
+            return _refusal(400, f"the request cannot be decoded: {error}")
         except ValueError as error:
             return _refusal(400, str(error))
+        return generation
+
+    async def _take_turn(self, request: web.Request, generation: GenerateRequest) -> web.StreamResponse:
         if self._streams >= STREAMS_MAX:
             return _refusal(503, f"{STREAMS_MAX} are being answered already; ask again", **{"Retry-After": "5"})
         self._streams += 1
@@ -136,21 +187,46 @@ class ModelServer:
 
     async def _answer(self, request: web.Request, generation: GenerateRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        await response.prepare(request)
-        with suppress(ConnectionResetError):  # whoever asked is gone
-            await response.write(_event(**await self._tell(response, generation)))
-            await response.write_eof()
+        _keep_buffers_small(request)
+        with suppress(ConnectionResetError):  # whoever asked is gone, or does not read
+            await self._send(request, response.prepare(request))
+            last = await self._tell(request, response, generation)
+            await self._send(request, response.write(_event(**last)))
+            await self._send(request, response.write_eof())
         return response
 
-    async def _tell(self, response: web.StreamResponse, generation: GenerateRequest) -> dict[str, Any]:
+    async def _send(self, request: web.Request, writing: Coroutine[Any, Any, object]) -> None:
+        """Wait for a write as long as it moves.
+
+        Raises:
+            ConnectionResetError: the client is gone, or has not read for a while, and its connection is closed.
+        """
+        sending = asyncio.ensure_future(writing)
+        try:
+            await asyncio.sleep(0)  # it begins
+            left = _unsent(request)
+            while not (await asyncio.wait({sending}, timeout=self._stall_seconds))[0]:
+                before, left = left, _unsent(request)
+                if left >= before:
+                    _abort(request)
+                    raise ConnectionResetError("the client does not read")
+            sending.result()
+        finally:
+            sending.cancel()
+
+    async def _tell(
+        self, request: web.Request, response: web.StreamResponse, generation: GenerateRequest
+    ) -> dict[str, Any]:
         """Stream the answer; the last thing to say of it."""
         pieces, count = self._text_generator.generate(generation), 0
         loop = asyncio.get_running_loop()
         try:
             while not self._is_cut and (piece := await loop.run_in_executor(self._thread, _next, pieces)) is not None:
-                await response.write(_event(token=piece))
+                await self._send(request, response.write(_event(token=piece)))
                 count += 1
-        except RuntimeError as error:  # torch's: out of memory, say
+        except ConnectionResetError:
+            raise
+        except Exception as error:  # noqa: BLE001 - torch's: out of memory, say
             _log.exception("an answer failed")
             return {"error": str(error), "tokens": count}
         return {
@@ -161,10 +237,34 @@ class ModelServer:
         }
 
     async def _shut_down(self, _: web.Application) -> None:
-        """Wait for the answers that are being given; when the time is over, cut them short, and say so to each."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), self._grace_seconds)
+        """Wait for the answers that are being given; when the time is over, cut them short, and close what is left."""
+        cut = min(_CUT_SECONDS, self._grace_seconds / 2)
+        await self._wait_until_idle(self._grace_seconds - cut)
         self._is_cut = True
+        await self._wait_until_idle(cut)
+        for request in tuple(self._requests.values()):
+            _abort(request)
+
+    async def _wait_until_idle(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+
+
+def _keep_buffers_small(request: web.Request) -> None:
+    if (transport := request.transport) is not None:
+        transport.set_write_buffer_limits(high=_BUFFER_BYTES)
+        with suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+
+
+def _unsent(request: web.Request) -> int:
+    """Return the number of bytes that wait for the client in this process."""
+    return 0 if request.transport is None else request.transport.get_write_buffer_size()
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _next(pieces: Iterator[str]) -> str | None:

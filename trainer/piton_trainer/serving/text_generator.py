@@ -4,12 +4,14 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from piton.contract import InputError
 
 _SEEDS = 2**32
+_TEMPERATURE_MIN = 0.001
+"""Below it, logits that are divided by it are no finite numbers any more."""
 
 
 class GenerateRequest(BaseModel):
@@ -30,11 +32,18 @@ class GenerateRequest(BaseModel):
     max_tokens: int = Field(default=256, ge=1, le=65_536)
     """At most so many more."""
     temperature: float = Field(default=1.0, ge=0, le=10)
-    """0 always takes the likeliest; more than 1 dares more than the training text did."""
+    """0 always takes the likeliest; more than 1 dares more than the training text did. Nothing between 0 and 0.001."""
     top_k: int | None = Field(default=None, ge=1)
     """Only the so many likeliest are drawn from; None: all."""
     seed: int = Field(default_factory=lambda: secrets.randbelow(_SEEDS), ge=0, lt=2**63)
     """Equal wishes get equal answers, of the same model on the same machine. Without a seed one is drawn."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _can_be_divided_by(cls, temperature: float) -> float:
+        if 0 < temperature < _TEMPERATURE_MIN:
+            raise ValueError(f"Input should be 0, or at least {_TEMPERATURE_MIN}")
+        return temperature
 
     @classmethod
     def from_json(cls, body: bytes) -> Self:
