@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from piton.api.validation import ZONES_FOR_PREPARE
+from piton.contract import names
 from support.builders import a_manifest
 from support.sweeps import a_sweep
 
@@ -196,6 +197,7 @@ RUNS: tuple[Judged, ...] = (
             {"name": "PITONS", "valueFrom": {"configMapKeyRef": _KEY}},
         ),
     ),
+    *(Judged(f"the variable {name}, the user's", parts=env({"name": name, "value": "0"})) for name in names.USER_ENV),
     Judged("a secret that is empty", parts=env({"name": "HF_TOKEN", "value": ""})),
     *(
         Judged(

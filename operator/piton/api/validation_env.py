@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from piton.api.cel import cel, not_in_cel
 from piton.api.spec import Spec
+from piton.contract import names
 
 RESERVED_ENV = re.compile(
     r"^(PITON_|PET_|KUBEFLOW_TRAINER_|TORCHELASTIC_)|^(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
 )
+"""Variables of Piton, torchrun and the job's controller, but for `names.USER_ENV`."""
 SECRET_ENV = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$")
 _ONE = "spec.trainer.env[]"
 
@@ -25,11 +27,19 @@ def no_variable_twice(spec: Spec) -> Iterator[str]:
 RESERVED = "spec.trainer.env: '{name}' is set by Piton; choose another name"
 
 
-@cel(_ONE, f"!self.name.matches('{RESERVED_ENV.pattern}')", RESERVED, name="self.name")
+_USERS = ", ".join(f"'{name}'" for name in names.USER_ENV)
+
+
+def is_reserved(variable: str) -> bool:
+    """Return True if Piton sets the variable, and nobody else may."""
+    return RESERVED_ENV.search(variable) is not None and variable not in names.USER_ENV
+
+
+@cel(_ONE, f"!self.name.matches('{RESERVED_ENV.pattern}') || self.name in [{_USERS}]", RESERVED, name="self.name")
 def no_reserved_variable(spec: Spec) -> Iterator[str]:
     """Check that Piton's own variables are not set."""
     for variable in spec.trainer.env:
-        if RESERVED_ENV.search(variable.name):
+        if is_reserved(variable.name):
             yield RESERVED.format(name=variable.name)
 
 

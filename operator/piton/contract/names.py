@@ -56,7 +56,11 @@ ENV_SAVES = "PITON_SAVES"
 SAVES_BACKGROUND, SAVES_BLOCKING = "background", "blocking"
 """Training goes on while a checkpoint is written, from a copy of the state in memory; or it waits, and needs none."""
 ENV_DATA_CACHE = "PITON_DATA_CACHE"
+"""Folder of downloads; by default below the user's caches."""
 ENV_REHEARSAL = "PITON_REHEARSAL"
+
+USER_ENV = (ENV_DATA_CACHE, ENV_COLLECTIVE_SECONDS, ENV_SAVES)
+"""What the user may set, in a spec and in the environment of `piton run`. All others of these are set by Piton."""
 
 # KEP-2779 (kubeflow/trainer): where progress is pushed to. transformers 5 reads the same three.
 ENV_SERVER_URL = "KUBEFLOW_TRAINER_SERVER_URL"

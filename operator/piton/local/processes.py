@@ -18,7 +18,7 @@ from pathlib import Path
 from torchx import specs
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 
-from piton.api.validation_env import RESERVED_ENV
+from piton.api.validation_env import is_reserved
 from piton.contract import names
 from piton.local import orphans
 
@@ -146,7 +146,7 @@ class _Scheduler(LocalScheduler):  # type: ignore[misc]
         self, args: list[str], env: dict[str, str], stdout: FileIO | None, stderr: None, cwd: str | None = None
     ) -> "subprocess.Popen[bytes]":
         """Both outputs in one file, no terminal to read from, and no rank of a surrounding job in the environment."""
-        stale = [name for name in env if RESERVED_ENV.search(name) and name not in self.own_env]
+        stale = [name for name in env if is_reserved(name) and name not in self.own_env]
         env = {name: value for name, value in env.items() if name not in stale}
         env["PATH"] = search_path()
         with stdout or contextlib.nullcontext():  # the child has its own
