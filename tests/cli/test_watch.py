@@ -9,7 +9,7 @@ from piton.api.status import CheckpointStatus, RunStatus
 from piton.api.status_base import Phase
 from piton.cli.watch import Lines, Panel, facts
 from piton.contract.progress import Progress
-from piton.local.runner import View
+from piton.local.observers import View
 from support.builders import NOW, later
 
 

@@ -17,7 +17,8 @@ from piton.api.parse import parse
 from piton.api.spec import Spec
 from piton.core.effects import Announcement
 from piton.local.drills import parse as parse_drill
-from piton.local.runner import LOCAL_PACE, Ending, RunRequest, View, run
+from piton.local.observers import View
+from piton.local.runner import LOCAL_PACE, Ending, RunRequest, run
 from support.builders import a_manifest
 from support.processes import is_running
 

@@ -153,7 +153,7 @@ def test_of_a_sweep_only_its_own_runs_are_deleted(tmp_path: Path) -> None:
         own_files.delete(root, made)
 
     kept = {name for name in everything(tmp_path) if name.count("/") < 2}
-    assert kept == {"lock", "a", "a/mine", "b", "b/mine", "b/checkpoints", "b/state.json"} | {
+    assert kept == {".lock", "a", "a/mine", "b", "b/mine", "b/checkpoints", "b/state.json"} | {
         "notes",
         "notes/mine",
         "notes/checkpoints",

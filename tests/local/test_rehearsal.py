@@ -16,9 +16,10 @@ from piton.api.status import RunStatus
 from piton.contract.progress import GPU_MEMORY_BYTES, GPU_MEMORY_PEAK_BYTES, MEMORY_PEAK_BYTES, Progress
 from piton.core.effects import Announcement
 from piton.local import preflight, rehearsal
+from piton.local.observers import RunObserver, View
 from piton.local.rehearsal import Check, Findings, PeakRecorder, Rehearsal
 from piton.local.run_folder import RunFolder
-from piton.local.runner import Ending, RunObserver, RunRequest, View
+from piton.local.runner import Ending, RunRequest
 from piton.local.summary import Summary
 from support.builders import NOW
 

@@ -23,7 +23,7 @@ from piton.contract.duration import parse_duration
 from piton.core.decide import decide
 from piton.core.effects import AddFinalizer, Decision, Effect, StartAttempt
 from piton.cost.estimate import Estimate, estimate, price_of
-from piton.local import recipe, sweep_runner
+from piton.local import recipe, sweep_specs
 from piton.local.preflight import recipe_problems
 from piton.observed import Observed, VolumeSeen
 from piton.rendering.appdef import appdef, as_text, interval
@@ -44,7 +44,7 @@ def validate(file: Path) -> int:
         return _print_problems(error.problems)
     assert parsed.spec is not None
     is_sweep = isinstance(parsed, ParsedSweep)
-    problems = sweep_runner.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
+    problems = sweep_specs.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
     if problems:
         return _print_problems(problems)
     for warning in _warnings(parsed):
@@ -136,8 +136,8 @@ def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
     """The runs, in the order in which they begin; each can be written out and planned by itself."""
     assert sweep.spec is not None
     figures = {
-        name: _estimate(sweep_runner.spec_of(_with_deadline(sweep, run)), price).to_wire()
-        for name, run in sweep_runner.first_runs(sweep).items()
+        name: _estimate(sweep_specs.spec_of(_with_deadline(sweep, run)), price).to_wire()
+        for name, run in sweep_specs.first_runs(sweep).items()
     }
     if as_json:
         found = [

@@ -14,7 +14,7 @@ from piton.cli import files
 from piton.cli.checkpoints import PLAIN_WIDTH
 from piton.cli.train import audience_of
 from piton.cost.estimate import price_of
-from piton.local import recipe, sweep_runner
+from piton.local import recipe, sweep_specs
 from piton.local.rehearsal import Findings, Rehearsal, rehearse
 from piton.sweep.parse import ParsedSweep
 
@@ -52,7 +52,7 @@ def preflight(file: Path, *, folder: Path | None, steps: int, price: str | None,
 def _runs(parsed: Parsed | ParsedSweep) -> dict[str, Spec]:
     """The run; of a sweep one of each variant, as folds and seeds take the same."""
     if isinstance(parsed, ParsedSweep):
-        return {run.name: sweep_runner.spec_of(run) for run in sweep_runner.first_runs(parsed).values()}
+        return {run.name: sweep_specs.spec_of(run) for run in sweep_specs.first_runs(parsed).values()}
     assert parsed.spec is not None
     return {parsed.meta.name: parsed.spec}
 

@@ -19,15 +19,13 @@ from piton.core.effects import Announcement
 from piton.local import drills as fire
 from piton.local import sweep_folder, sweep_runner
 from piton.local.drills import Drill
+from piton.local.observers import RunObserver
 from piton.local.own_files import SWEEP
-from piton.local.runner import RunObserver
 from piton.local.sweep_runner import SweepEnding, SweepRequest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
 from piton.sweep.table import Format, render
 from piton.timing import Timing
-
-STDIN = "-"
 
 
 class ConsoleSweepObserver:
@@ -77,6 +75,10 @@ def train(
     if as_json:
         click.echo(json.dumps(_wire(ending)))
     _close(ending)
+    for name, error in ending.errors.items():
+        if isinstance(error, InputError):
+            raise InputError(f"{name}: {error}") from error
+        raise error
     if ending.status.phase is Phase.SUCCEEDED:
         return drill_results.exit_code(ending.runs)
     return 1 if ending.interrupted is None else 128 + int(ending.interrupted)
@@ -137,7 +139,7 @@ def _close(ending: SweepEnding) -> None:
 
 def results(place: str, *, form: str, folder: Path | None) -> int:
     """Print the table of a sweep: of its folder, name or file, or of the object on stdin."""
-    status = _piped(sys.stdin.read) if place == STDIN else _local(Path(place), folder)
+    status = _piped(sys.stdin.read) if place == files.STDIN else _local(Path(place), folder)
     click.echo(render(status, Format(form)), nl=False)
     return 0
 
@@ -146,7 +148,7 @@ def _local(place: Path, folder: Path | None) -> SweepStatus:
     named = Path("runs") / place
     if place.is_dir() or (not place.exists() and named.is_dir()):
         return _of_folder(place if place.is_dir() else named)
-    if place.suffix == ".json":
+    if place.suffix == ".json" or place.is_fifo() or place.is_char_device():
         with contextlib.suppress(OSError):
             return _piped(lambda: place.read_text(encoding="utf-8"))
     found = files.read_any(place)

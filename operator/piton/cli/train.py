@@ -18,7 +18,8 @@ from piton.cli.watch import Lines, Live, NoOutput
 from piton.contract import InputError, startup_phases
 from piton.contract.duration import format_duration, parse_duration
 from piton.local import drills as fire
-from piton.local.runner import LOCAL_PACE, Ending, RunObserver, RunRequest, run
+from piton.local.observers import RunObserver
+from piton.local.runner import LOCAL_PACE, Ending, RunRequest, run
 from piton.local.summary import Summary
 from piton.sweep.parse import ParsedSweep
 

@@ -14,7 +14,7 @@ from piton.api.status_base import Phase
 from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.core.effects import Announcement
-from piton.local.runner import View
+from piton.local.observers import View
 
 _LINE_SECONDS = 5.0
 """Between two lines about progress alone."""

@@ -29,15 +29,18 @@ def append(path: Path, attempt: int, progress: Progress) -> None:
         "checkpointStep": progress.checkpoint_step,
         "metrics": dict(progress.metrics),
     }
-    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+    with contextlib.suppress(OSError, UnicodeError), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read(path: Path) -> list[Point]:
-    """Return all reports, oldest first; lines that a crash has left incomplete are skipped."""
+    """Return all reports, oldest first; lines that a crash has left incomplete are skipped.
+
+    A file that cannot be read has none: the training does not depend on its curve.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
     return [point for line in lines if (point := _point(line))]
 

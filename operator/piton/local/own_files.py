@@ -8,13 +8,12 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from piton.contract import InputError, names
 
-LOCK_FILE = "lock"
 ASIDE = ".{}.new"
 """Name of a file while it is written."""
 CHECKPOINTS, LOGS, ATTEMPTS = "checkpoints", "logs", "attempts"
@@ -23,13 +22,29 @@ RECORDS = "records"
 METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
 
 
+_RUN_FILES = (names.CONFIG_FILE, names.PROGRESS_TOKEN_FILE, METRICS_FILE, CURVE_FILE)
+_RUN_FOLDERS: Mapping[str, Sequence[str]] = {
+    LOGS: ("attempt-*",),
+    ATTEMPTS: ("[0-9]*",),
+    RECORDS: ("*.records", "*.records.part", ".*.records.lock"),
+    CHECKPOINTS: names.CHECKPOINT_FILES,
+}
+"""What Piton writes into the folders of a run, as patterns of names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderKind:
     """A kind of folder: what a person calls it, its state file, and the keys of every such file since the first."""
 
     name: str
     state_file: str
+    lock_file: str
+    """Held by the one `piton run` that works there."""
     keys: frozenset[str]
+    files: Sequence[str] = ()
+    """Other files that Piton writes there."""
+    folders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Folders that Piton writes to, and the patterns of what it writes."""
 
     def owner(self, root: Path) -> str | None:
         """Return the name of the run or sweep whose folder it is; None if Piton has not made it.
@@ -61,15 +76,9 @@ class FolderKind:
             ValueError: there is a link in a place of Piton's.
         """
         state = root / self.state_file
-        written = (self.state_file, names.CONFIG_FILE, names.PROGRESS_TOKEN_FILE, METRICS_FILE, CURVE_FILE)
+        written = (self.state_file, *self.files)
         files = [path for name in written for path in (root / ASIDE.format(name), root / name) if path != state]
-        folders = {
-            LOGS: ("attempt-*",),
-            ATTEMPTS: ("[0-9]*",),
-            RECORDS: ("*.records", "*.records.part", ".*.records.lock"),
-            CHECKPOINTS: names.CHECKPOINT_FILES,
-        }
-        for folder, patterns in folders.items():
+        for folder, patterns in self.folders.items():
             _refuse_link(root / folder)
             files += sorted({path for pattern in patterns for path in (root / folder).glob(pattern)})
         found = [path for path in (*files, state) if path.exists() or path.is_symlink()]
@@ -78,8 +87,20 @@ class FolderKind:
         return found
 
 
-RUN = FolderKind(name="run", state_file="state.json", keys=frozenset({"name", "created", "spec", "status"}))
-SWEEP = FolderKind(name="sweep", state_file="sweep.json", keys=frozenset({"name", "created", "status"}))
+RUN = FolderKind(
+    name="run",
+    state_file="state.json",
+    lock_file="lock",
+    keys=frozenset({"name", "created", "spec", "status"}),
+    files=_RUN_FILES,
+    folders=_RUN_FOLDERS,
+)
+SWEEP = FolderKind(
+    name="sweep", state_file="sweep.json", lock_file=".lock", keys=frozenset({"name", "created", "status"})
+)
+"""Each of its files has a dot in its name: a variant has none, so that no run's folder has the name of one."""
+OLD_SWEEP_LOCK = "lock"
+"""Lock file of earlier versions in the folder of a sweep: the name of the folder of a variant `lock`."""
 
 
 def made_by_run(root: Path) -> list[Path]:
@@ -92,7 +113,7 @@ def made_by_sweep(root: Path, sweep: str) -> list[Path]:
     runs = [folder for folder in sorted(root.iterdir()) if _is_run_of(folder, sweep)]
     for folder in runs:
         _refuse_link(folder)
-    below = [path for folder in runs for path in (*RUN.made(folder), folder / LOCK_FILE) if path.exists()]
+    below = [path for folder in runs for path in (*RUN.made(folder), folder / RUN.lock_file) if path.exists()]
     return [*below, *SWEEP.made(root)]
 
 
@@ -106,7 +127,7 @@ def is_in_its_sweep(root: Path, run: str) -> bool:
 def is_restored(root: Path, kind: FolderKind) -> bool:
     """Return True if nothing is there but checkpoints that `piton checkpoint restore` has put there."""
     checkpoints = root / CHECKPOINTS
-    others = {path.name for path in root.iterdir()} - {CHECKPOINTS, LOCK_FILE, ASIDE.format(kind.state_file)}
+    others = {path.name for path in root.iterdir()} - {CHECKPOINTS, kind.lock_file, ASIDE.format(kind.state_file)}
     if kind is not RUN or others or checkpoints.is_symlink() or not (checkpoints / names.MIRROR_FILE).is_file():
         return False
     return all(any(fnmatch(path.name, p) for p in names.CHECKPOINT_FILES) for path in checkpoints.iterdir())
@@ -145,7 +166,8 @@ def _delete_empty(folder: Path, root: Path) -> None:
 
 def _others(root: Path, made: Sequence[Path]) -> list[Path]:
     """Return the topmost files and folders that stay."""
-    ours, above = {*made, root / LOCK_FILE}, {folder for path in made for folder in path.parents}
+    locks = {path for kind in (RUN, SWEEP) if (path := root / kind.lock_file).is_file()}
+    ours, above = {*made, *locks}, {folder for path in made for folder in path.parents}
     found: list[Path] = []
     look_into = [root]
     while look_into:

@@ -1,6 +1,8 @@
 """The picture of a run: loss and objective over steps, every preemption marked. Needs matplotlib (extra `trainer`)."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ _MARKERS_UP_TO = 60
 _LABELS_UP_TO = 15
 """With more ends than this, their labels cover each other."""
 _MARKED = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE)
+_BACKEND = "MPLBACKEND"
+_DRAWABLE_MAX = 1e300
+"""Axes around a value near the largest float cannot be computed."""
 _LABELS = {Reason.NODE_GONE: "killed", Reason.NODE_RECLAIMED: "preempted"}
 
 
@@ -28,12 +33,13 @@ def draw(
 ) -> bool:
     """Draw it; False when there is nothing to draw, or nothing to draw with."""
     lines = {metric: metrics.series(points, metric) for metric in dict.fromkeys((LOSS, objective or "val_loss"))}
-    lines = {metric: values for metric, values in lines.items() if values}
+    lines = {metric: values for metric, given in lines.items() if (values := _drawable(given))}
     if not lines:
         return False
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        with _any_backend():  # the first import reads the variable
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
     except ImportError:
         return False
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
@@ -47,6 +53,21 @@ def draw(
     _dress(axes, name)
     figure.savefig(path, format="png")
     return True
+
+
+@contextmanager
+def _any_backend() -> Iterator[None]:
+    """Hide MPLBACKEND: a notebook names its own backend there, which is not installed here and is not needed."""
+    backend = os.environ.pop(_BACKEND, None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ[_BACKEND] = backend
+
+
+def _drawable(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [(step, value) for step, value in values if not abs(value) > _DRAWABLE_MAX]
 
 
 def _line(axes: "Axes", metric: str, values: Sequence[tuple[int, float]]) -> None:

@@ -19,15 +19,16 @@ from typing import Any, Literal
 
 from piton.api.spec import Limits, Spec, Stages
 from piton.api.status_base import Phase
+from piton.contract import InputError, startup_phases
 from piton.contract import progress as words
-from piton.contract import startup_phases
 from piton.contract.progress import Progress
 from piton.contract.quantity import format_bytes
 from piton.core.effects import Announcement
 from piton.cost.estimate import Figure, MeasuredSpeed, Price, cost_of, measured_disk, measured_time
 from piton.local import metrics, preflight
+from piton.local.observers import RunObserver, View
 from piton.local.run_folder import RunFolder
-from piton.local.runner import LOCAL_PACE, Ending, RunObserver, RunRequest, View, run
+from piton.local.runner import LOCAL_PACE, Ending, RunRequest, run
 from piton.rendering.appdef import processes_per_node
 from piton.timing import Timing
 
@@ -116,7 +117,12 @@ def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
     if lacks:
         return Findings(checks=lacks)
     parent = _existing(rehearsal.parent)
-    folder = RunFolder(Path(tempfile.mkdtemp(prefix=f".preflight-{rehearsal.name}-", dir=parent)))
+    try:
+        folder = RunFolder(Path(tempfile.mkdtemp(prefix=f".preflight-{rehearsal.name}-", dir=parent)))
+    except OSError as error:
+        raise InputError(
+            f"the folder {parent} cannot be written ({error.strerror}); name another one with --dir"
+        ) from error
     witness = PeakRecorder(observer)
     timing = replace(rehearsal.timing, after_training_seconds=_AFTER_TRAINING_SECONDS, rehearses=True)
     order = RunRequest(name=rehearsal.name, spec=short, root=folder.root, rehearsal=rehearsal.steps, timing=timing)

@@ -12,7 +12,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from piton.contract import InputError, names
 from piton.contract.manifest import Complete
 from piton.local import own_files
 from piton.local.orphans import Process
-from piton.local.own_files import ASIDE, LOCK_FILE, FolderKind
+from piton.local.own_files import ASIDE, FolderKind
 
 
 class ProcessRecord(Model):
@@ -119,14 +119,14 @@ class RunFolder:
         found = [
             (step, folder)
             for folder in self.checkpoints.glob(f"{names.STEP_PREFIX}*")
-            if (step := names.parse_step_folder(folder.name)) is not None and (folder / names.MANIFEST_FILE).exists()
+            if (step := names.parse_step_folder(folder.name)) is not None and _has_manifest(folder)
         ]
         return max(found)[1] if found else None
 
     def checkpoint(self, step: int | None) -> Path | None:
         """Return the checkpoint of that step, if it exists."""
         folder = None if step is None else self.checkpoints / names.step_folder(step)
-        return folder if folder and (folder / names.MANIFEST_FILE).exists() else None
+        return folder if folder and _has_manifest(folder) else None
 
     def load(self) -> LocalState | None:
         """The state that an earlier command left; None in a new folder.
@@ -153,6 +153,12 @@ class RunFolder:
             OSError: the disk does not take it.
         """
         replace_text(self.root / own_files.RUN.state_file, state.model_dump_json(by_alias=True, indent=1))
+
+
+def _has_manifest(folder: Path) -> bool:
+    with suppress(OSError):
+        return (folder / names.MANIFEST_FILE).exists()
+    return False
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -183,14 +189,37 @@ def taken(root: Path, kind: FolderKind, name: str) -> Iterator[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_others_folder(root, kind, name)
-        lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        _replace_old_lock(root, kind, name)
+        lock = os.open(root / kind.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise InputError(
-            f"the {kind.name} folder {root} cannot be written ({error.strerror}); name another one with --dir"
-        ) from error
+        raise _unwritable(root, kind, error) from error
     try:
-        _lock(lock, root)
+        _lock(lock, root, kind)
         yield root
+    finally:
+        os.close(lock)
+
+
+def _unwritable(root: Path, kind: FolderKind, error: OSError) -> InputError:
+    return InputError(
+        f"the {kind.name} folder {root} cannot be written ({error.strerror}); name another one with --dir"
+    )
+
+
+def _replace_old_lock(root: Path, kind: FolderKind, name: str) -> None:
+    """Remove the lock file of an earlier version from the folder of this sweep, unless its command works there.
+
+    Raises:
+        OSError: it cannot be removed.
+        ValueError: a command of the earlier version works there.
+    """
+    path = root / own_files.OLD_SWEEP_LOCK
+    if kind is not own_files.SWEEP or not path.is_file() or kind.owner(root) not in (name, None):
+        return
+    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _lock(lock, root, kind)
+        path.unlink()
     finally:
         os.close(lock)
 
@@ -208,7 +237,7 @@ def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
         raise InputError(
             f"{root / kind.state_file} cannot be read ({error.strerror}); name another folder with --dir"
         ) from error
-    if owner == name or {path.name for path in root.iterdir()} <= {LOCK_FILE, ASIDE.format(kind.state_file)}:
+    if owner == name or {path.name for path in root.iterdir()} <= _left_by_a_crash(kind):
         return
     if owner is None and (own_files.is_in_its_sweep(root, name) or own_files.is_restored(root, kind)):
         return
@@ -220,7 +249,13 @@ def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
     )
 
 
-def _lock(lock: int, root: Path) -> None:
+def _left_by_a_crash(kind: FolderKind) -> set[str]:
+    """Return the names of the files that a command makes before it writes the first state."""
+    old = {own_files.OLD_SWEEP_LOCK} if kind is own_files.SWEEP else set()
+    return {kind.lock_file, ASIDE.format(kind.state_file), *old}
+
+
+def _lock(lock: int, root: Path, kind: FolderKind) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -228,5 +263,8 @@ def _lock(lock: int, root: Path) -> None:
         raise InputError(
             f"another `piton run` (process {owner}) works in {root}; wait for it, or name another folder with --dir"
         ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise _unwritable(root, kind, error) from error

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
 
 from piton.api.conditions import SUCCEEDED, SUSPENDED, TRAINING
 from piton.api.reasons import Reason
 from piton.api.spec import Mirror, Spec
-from piton.api.status import RunStatus
 from piton.api.status_base import Phase
 from piton.clock import SystemClock
 from piton.contract import InputError
@@ -28,6 +26,7 @@ from piton.core.effects import Announcement
 from piton.drive import reconcile
 from piton.local import metrics, orphans, own_files, plot, preflight, processes, resume
 from piton.local.drills import Drill
+from piton.local.observers import Courteous, RunObserver, View
 from piton.local.progress_server import receiving
 from piton.local.run_folder import LocalState, RunFolder, opened
 from piton.local.summary import Summary, summarise
@@ -92,24 +91,6 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """View of a moment, to be shown."""
-
-    name: str
-    status: RunStatus
-    progress: Progress | None
-    objective: str | None
-    now: datetime
-
-
-class RunObserver(Announcer, Protocol):
-    """Observer of a run. Neither method may raise."""
-
-    def show(self, view: View) -> None:
-        """Take the newest view; called 20 times a second."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ending:
     """End of the command."""
 
@@ -144,6 +125,7 @@ async def train(order: RunRequest, observer: RunObserver, clock: Clock, stop: St
     Raises:
         ValueError: its folder is not its own, or holds another run.
     """
+    observer = Courteous(observer)
     with opened(order.root, order.name) as folder:
         left = orphans.kill_marked(folder.mark, _recorded(folder))
         if order.fresh:
@@ -214,7 +196,7 @@ async def _train(
             interrupted = await _Loop(world, clock, observer, order, stop).drive(left)
         finally:
             world.kill()
-    _draw(folder, world.state)
+    await _draw(folder, world.state, observer)
     return Ending(
         summary=summarise(folder, world.state, order.drills),
         interrupted=interrupted,
@@ -232,10 +214,10 @@ def _part(order: RunRequest) -> Fraction:
     return Fraction(wanted, max(wanted, len(preflight.gpus()))) if wanted else Fraction(1, order.share)
 
 
-def _draw(folder: RunFolder, state: LocalState) -> None:
-    """The curve is a courtesy: a disk that does not take it changes nothing about the run."""
+async def _draw(folder: RunFolder, state: LocalState, observer: RunObserver) -> None:
+    """Draw the curve. It is a courtesy: whatever prevents it changes nothing about the run, and is said."""
     objective = state.spec.objective.metric if state.spec.objective else None
-    with contextlib.suppress(OSError):
+    try:
         plot.draw(
             folder.curve_file,
             name=state.name,
@@ -243,6 +225,9 @@ def _draw(folder: RunFolder, state: LocalState) -> None:
             objective=objective,
             attempts=state.status.attempts,
         )
+    except Exception as error:  # noqa: BLE001 - matplotlib's, of any kind
+        message = f"{folder.curve_file.name} is not drawn ({type(error).__name__}: {error}); the run is not affected"
+        await observer.announce(Announcement(severity="Warning", reason=Reason.FINISHED, message=message))
 
 
 class _Loop:

@@ -1,16 +1,20 @@
 """The folder of a local sweep: its state, and the folders of its runs.
 
-sweep.json   the sweep's status        lock         held by the one `piton run` that works here
+sweep.json   the sweep's status        .lock        held by the one `piton run` that works here
 <variant>[-f<fold>][-s<seed>]/         a run's folder, see run_folder.py
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import AwareDatetime, ValidationError
 
-from piton.api.conditions import FAILED
+from piton.api.conditions import FAILED, in_phase
 from piton.api.fields import Model
+from piton.api.reasons import Reason
+from piton.api.status import RunStatus
+from piton.api.status_base import Phase
 from piton.contract import InputError
 from piton.local.drills import Drill
 from piton.local.own_files import SWEEP
@@ -95,6 +99,12 @@ def _begun_again(row: Row) -> Row:
     return Row(name=row.name, variant=row.variant, fold=row.fold, seed=row.seed, cost=row.cost, uid=row.uid)
 
 
+def failed_with(error: Exception, status: RunStatus, since: datetime) -> RunStatus:
+    """Return the status of a run that ended with an error of the command: for the sweep it has failed."""
+    kept = RunStatus(attempt=status.attempt, checkpoint=status.checkpoint, cost=status.cost)
+    return in_phase(kept, Phase.FAILED, Reason.CANNOT_START, str(error), now=since, generation=1)
+
+
 def folder_of(root: Path, run: PlannedRun, sweep: str) -> RunFolder:
     """Return the folder of a run of the sweep."""
     return RunFolder(root / run.short_name(sweep))
@@ -118,5 +128,8 @@ def summaries(
 
 
 def _summary(folder: RunFolder, drills: Sequence[Drill]) -> Summary | None:
-    state = folder.load()
+    try:
+        state = folder.load()
+    except InputError:
+        return None  # the table has the run's row
     return summarise(folder, state, drills) if state else None

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from piton.api import parse
 from piton.api.conditions import SUCCEEDED, SUSPENDED, settled
 from piton.api.deadline import deadline_of
 from piton.api.reasons import Reason
-from piton.api.spec import Meta, Spec
+from piton.api.spec import Meta
 from piton.api.status import RunStatus
 from piton.clock import SystemClock
 from piton.contract import InputError
@@ -30,10 +29,12 @@ from piton.failures import Failures
 from piton.local import own_files, preflight, sweep_folder
 from piton.local import runner as runs
 from piton.local.drills import Drill
-from piton.local.run_folder import RunFolder, taken
+from piton.local.observers import CourteousAnnouncer, SweepObserver
+from piton.local.run_folder import LocalState, RunFolder, taken
 from piton.local.summary import Summary
 from piton.local.sweep_folder import SweepState, folder_of
-from piton.ports import Announcer, Clock, Unavailable
+from piton.local.sweep_specs import check, first_runs, gpus_wanted, spec_of
+from piton.ports import Clock, Unavailable
 from piton.sweep import decide
 from piton.sweep.expand import PlannedRun, limited
 from piton.sweep.model import SweepSpec
@@ -74,13 +75,6 @@ class SweepRequest:
     timing: Timing = runs.LOCAL_PACE
 
 
-class SweepObserver(Announcer, Protocol):
-    """Observer of a sweep."""
-
-    def of(self, name: str) -> runs.RunObserver:
-        """Return the observer of that run of the sweep."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepEnding:
     """End of the command."""
@@ -92,6 +86,8 @@ class SweepEnding:
     trained: bool = True
     """False: the sweep was finished before."""
     interrupted: signal.Signals | None = None
+    errors: Mapping[str, Exception] = field(default_factory=dict)
+    """Errors of runs that could not be driven to an end, by the name of the run. The other runs went on."""
 
 
 def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None) -> SweepEnding:
@@ -105,7 +101,7 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
     if spec.suspend:
         raise InputError("spec.suspend: the sweep is told to hold; remove the field to train here")
     for variant, first in first_runs(order.sweep).items():
-        _check(variant, spec_of(first), order.price)
+        check(variant, spec_of(first), order.price)
     return asyncio.run(_in_its_folder(order, observer, clock))
 
 
@@ -118,45 +114,9 @@ async def _in_its_folder(order: SweepRequest, observer: SweepObserver, clock: Cl
         if state.status.is_true(SUCCEEDED):
             ended = sweep_folder.summaries(root, order.sweep, order.drills)
             return SweepEnding(name=state.name, status=state.status, runs=ended, trained=False)
+        sweep = _Sweep(order, root, state, observer, clock)
         sweep_folder.save_first(root, state)
-        return await _Sweep(order, root, state, observer, clock).drive()
-
-
-def recipe_problems(sweep: ParsedSweep) -> list[str]:
-    """Return the recipes' objections to the variants' configs and data."""
-    return [
-        f"variant {variant}: {problem}"
-        for variant, first in first_runs(sweep).items()
-        for problem in preflight.recipe_problems(spec_of(first))
-    ]
-
-
-def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
-    """Return the first run of each variant: folds and seeds do not change the results of the checks."""
-    first: dict[str, PlannedRun] = {}
-    for planned in sweep.plan:
-        first.setdefault(planned.variant, planned)
-    return first
-
-
-def spec_of(run: PlannedRun) -> Spec:
-    """Return the run's spec as its model; the sweep's rules have validated it before."""
-    spec, problems = parse.model_of(Spec, run.spec, "describe a run")
-    assert spec is not None, problems
-    return spec
-
-
-def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
-    try:
-        preflight.check(spec)
-        preflight.check_price(spec, price)
-    except ValueError as error:
-        raise InputError(f"variant {variant}: {error}") from error
-
-
-def _gpus(sweep: ParsedSweep) -> int:
-    """Return the GPUs of the run that wants most."""
-    return max(preflight.gpus_wanted(spec_of(run)) for run in sweep.plan)
+        return await sweep.drive()
 
 
 @dataclass(kw_only=True)
@@ -180,12 +140,16 @@ class _Sweep:
         self.root = root
         self.state = state
         self.observer = observer
+        self.announcer = CourteousAnnouncer(observer)
         self.clock = clock
         self.driven: dict[str, _Driven] = {}
         self.endings: dict[str, runs.Ending] = {}
+        self.errors: dict[str, Exception] = {}
+        self.states = {run.name: self._folder(run).load() for run in order.sweep.plan}
+        """State of each run as it was read last. One that cannot be read at first is refused before anything starts."""
         self.interrupted: signal.Signals | None = None
         self.wake = asyncio.Event()
-        self.devices = list(preflight.gpus()) if _gpus(order.sweep) else []
+        self.devices = list(preflight.gpus()) if gpus_wanted(order.sweep) else []
         self.spec = self._fitting()
 
     # --- the port ----------------------------------------------------------------------------------------------------
@@ -239,7 +203,10 @@ class _Sweep:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.wake.wait(), seconds)
                     self.wake.clear()
-                    self._collect()
+                    await self._collect()
+        except Exception:
+            await self._save_all()
+            raise
         finally:
             await self._abandon()
         if not settled(self.state.status):
@@ -250,15 +217,16 @@ class _Sweep:
             status=self.state.status,
             runs=sweep_folder.summaries(self.root, self.order.sweep, self.order.drills, ended),
             interrupted=self.interrupted,
+            errors=self.errors,
         )
 
     async def _pass(self) -> float | None:
         """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         rules = independent(self._decide, self._turn_down, decide.is_binding, name_of)
         try:
-            decision = await run_pass(self, self.observer, rules, Failures(self.clock))
+            decision = await run_pass(self, self.announcer, rules, Failures(self.clock))
         except Unavailable as error:
-            await self.observer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            await self.announcer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
         if decision and not decision.effects and not self.driven and wanted != 0 and not settled(decision.status):
@@ -277,13 +245,34 @@ class _Sweep:
             driven.stop.order(signum)
         self.wake.set()
 
-    def _collect(self) -> None:
-        """Runs that have come to their end in this command. What one could not be started for ends the command."""
+    async def _collect(self) -> None:
+        """Take the ends of the runs that have come to one. A run that ends with an error stops no other one."""
         for name, driven in list(self.driven.items()):
-            if driven.task.done():
-                del self.driven[name]
-                self.devices += driven.devices
+            if not driven.task.done():
+                continue
+            del self.driven[name]
+            self.devices += driven.devices
+            error = driven.task.exception()
+            if error is None:
                 self.endings[name] = driven.task.result()
+            elif isinstance(error, Exception):
+                await self._give_up(name, error)
+            else:
+                raise error
+
+    async def _give_up(self, name: str, error: Exception) -> None:
+        """Note the error of a run. Where its training has succeeded, the error is about its picture or its summary."""
+        state = self._load(next(run for run in self.order.sweep.plan if run.name == name))
+        if state is None or not state.status.is_true(SUCCEEDED):
+            self.errors[name] = error
+        message = f"{name} is given up, and the other runs go on: {error}"
+        await self.announcer.announce(Announcement(severity="Warning", reason=Reason.CANNOT_START, message=message))
+
+    async def _save_all(self) -> None:
+        """Let what runs save and stop, before an error of the sweep itself ends the command."""
+        for driven in self.driven.values():
+            driven.stop.order(signal.SIGTERM)
+        await asyncio.gather(*(driven.task for driven in self.driven.values()), return_exceptions=True)
 
     async def _abandon(self) -> None:
         """Nobody waits any more: an error, or the loop's cancellation."""
@@ -297,7 +286,7 @@ class _Sweep:
         """The spec with no more runs at once than there are runs, and GPUs for."""
         spec = self.order.sweep.spec
         assert spec is not None
-        wanted = _gpus(self.order.sweep)
+        wanted = gpus_wanted(self.order.sweep)
         room = len(self.devices) // wanted if wanted else spec.parallelism
         at_once = max(1, min(spec.parallelism, room, len(self.order.sweep.plan)))
         return spec.model_copy(update={"parallelism": at_once})
@@ -308,11 +297,13 @@ class _Sweep:
     def _seen(self, run: PlannedRun) -> RunSeen | None:
         """The run, while this command drives it, has driven it to an end, or finds it trained."""
         driven, ending = self.driven.get(run.name), self.endings.get(run.name)
-        saved = self._folder(run).load()
+        saved = self._load(run)
         status = saved.status if saved else RunStatus()
         if driven and settled(status):  # an earlier command's end, or one that is only just being written
             status = RunStatus(cost=forget(status, status.attempts).cost)
-        if driven is None and ending is None and not status.is_true(SUCCEEDED):
+        if error := self.errors.get(run.name):
+            status = sweep_folder.failed_with(error, status, self.state.created)
+        elif driven is None and ending is None and not status.is_true(SUCCEEDED):
             return None
         return RunSeen(
             name=run.name,
@@ -324,8 +315,14 @@ class _Sweep:
             status=status,
         )
 
+    def _load(self, run: PlannedRun) -> LocalState | None:
+        """Return the run's state; where it cannot be read, as it was before."""
+        with contextlib.suppress(InputError):
+            self.states[run.name] = self._folder(run).load()
+        return self.states[run.name]
+
     def _start(self, run: PlannedRun, until: datetime | None) -> None:
-        saved = self._folder(run).load()
+        saved = self._load(run)
         created = saved.created if saved else self.clock.now()
         spec = spec_of(replace(run, spec=limited(run, until, created)))
         wanted = preflight.gpus_wanted(spec)
