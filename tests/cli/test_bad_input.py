@@ -11,6 +11,7 @@ import yaml
 
 from cli.conftest import Piton, Result
 from local.helpers import fake_parts, write_manifest
+from piton.api.spec import Spec
 from piton.cli import files
 
 CPU = {"nodes": 1, "gpusPerNode": 0}
@@ -159,7 +160,8 @@ def test_keys_and_texts_are_what_kubectl_makes_of_them(tmp_path: Path) -> None:
     with file.open("a") as rest:
         rest.write("  stages: {evaluate: {config: {<<: *c, 1: 9}}}\n")
 
-    spec = files.read(file).spec
+    spec = files.read_any(file).spec
+    assert isinstance(spec, Spec)
     assert spec is not None
     assert spec.trainer.image == "image"
     assert spec.trainer.config == {"1": 2, "true": [3], "1.5": 0.5, "2020-01-01": None}

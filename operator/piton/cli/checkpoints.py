@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from piton.clock import SystemClock
-from piton.contract import InputError
+from piton.contract import InputError, names
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
 
@@ -43,6 +43,22 @@ class RetentionRule:
     goal: Literal["Minimize", "Maximize"]
     keep_weights: int | None = None
     """Number of other checkpoints kept as weights only. None: existing ones stay, no new ones are made."""
+
+
+def directory_of(place: Path) -> Path:
+    """Return the checkpoint directory that is meant: the folder itself, or that of a run's folder.
+
+    A folder that has checkpoints of its own is meant itself, whatever else lies in it.
+    """
+    inside = place / "checkpoints"
+    if not inside.is_dir() or any(_is_of_checkpoints(path.name) for path in place.iterdir()):
+        return place
+    return inside
+
+
+def _is_of_checkpoints(name: str) -> bool:
+    is_step = names.parse_step_folder(name) is not None or names.parse_weights_folder(name) is not None
+    return is_step or name in (names.FENCE_FILE, names.COMPLETE_FILE)
 
 
 def ls(directory: Path, *, as_json: bool) -> int:

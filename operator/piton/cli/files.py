@@ -2,10 +2,11 @@
 
 import math
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
@@ -15,8 +16,8 @@ from piton.contract import InputError, names
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.parse import parse_file as parse_sweep_file
 
-T = TypeVar("T")
 Steps = tuple[str | int, ...]
+STDIN = "-"
 _DEPTH_MAX = 200
 """Levels of lists and mappings. More than that the parser of the spec does not take."""
 _VALUES_MAX = 1_000_000
@@ -106,15 +107,6 @@ for _tag in ("timestamp", "merge"):
     _Loader.add_constructor(_PREFIX + _tag, _as_text)
 
 
-def read(path: Path) -> Parsed:
-    """Read and parse the file.
-
-    Raises:
-        ValueError: it cannot be read, or holds no good TrainingRun. A SpecError has all problems.
-    """
-    return _parsed(path, parse_file)
-
-
 def read_any(path: Path) -> Parsed | ParsedSweep:
     """Read and parse the file, whichever of the two it holds.
 
@@ -123,16 +115,14 @@ def read_any(path: Path) -> Parsed | ParsedSweep:
     """
     document = _document(path)
     is_sweep = isinstance(document, dict) and document.get("kind") == names.SWEEP_KIND
-    return _parsed(path, parse_sweep_file) if is_sweep else _parsed(path, parse_file)
-
-
-def _parsed(path: Path, parse: Callable[..., T]) -> T:
-    return parse(_document(path), now=SystemClock().now())
+    now = SystemClock().now()
+    return parse_sweep_file(document, now=now) if is_sweep else parse_file(document, now=now)
 
 
 def _document(path: Path) -> object:
+    """Return the document of a file. Call it once for each file: what comes through a pipe can be read once."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()).decode()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); name the file of a TrainingRun") from error
     except UnicodeDecodeError as error:

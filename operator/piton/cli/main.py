@@ -3,10 +3,10 @@
 Each command imports what it needs when it is called: `piton --help` is quick, `piton run` needs no Kubernetes.
 """
 
+import contextlib
 import os
 import re
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,9 @@ from typing import Any, Literal
 import click
 
 from piton import __version__
-from piton.contract import InputError, output
+from piton.cli.complaints import BAD_INPUT, complain, explain, explain_end
+from piton.contract import output
 
-BAD_INPUT = 2
-INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 _INTERRUPTED = 130
 
 
@@ -156,6 +155,8 @@ def results(*, place: str, form: str, folder: Path | None) -> int:
 @click.option("--namespace", "namespaces", multiple=True, help="Namespace to serve; repeatable.  [default: all]")
 def operator(namespaces: tuple[str, ...]) -> int:
     """Serve the TrainingRuns of a cluster. What no option says comes from the environment."""
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - the client for Kubernetes asks for a home when it is imported
+        os.environ["HOME"] = "/"  # as container runtimes set it for a user without one
     from piton.kube import app, settings
 
     found = settings.PitonSettings.from_env(os.environ)
@@ -200,7 +201,10 @@ def serve(*, place: Path, step: str | None, weights: str | None, host: str, port
 
 @cli.group()
 def checkpoint() -> None:
-    """Look at the checkpoints of a directory, check them, thin them out, take them elsewhere."""
+    """Look at the checkpoints of a directory, check them, thin them out, take them elsewhere.
+
+    DIR is a checkpoint directory, or the folder of a run.
+    """
 
 
 @checkpoint.command()
@@ -212,7 +216,7 @@ def ls(*, place: str, as_json: bool) -> int:
 
     if place.startswith("s3://"):
         return buckets.ls(place, as_json=as_json)
-    return checkpoints.ls(Path(place), as_json=as_json)
+    return checkpoints.ls(checkpoints.directory_of(Path(place)), as_json=as_json)
 
 
 @checkpoint.command()
@@ -225,7 +229,7 @@ def verify(*, place: str, step: int | None, as_json: bool) -> int:
 
     if place.startswith("s3://"):
         return buckets.verify(place, step=step, as_json=as_json)
-    return checkpoints.verify(Path(place), step=step, as_json=as_json)
+    return checkpoints.verify(checkpoints.directory_of(Path(place)), step=step, as_json=as_json)
 
 
 @checkpoint.command()
@@ -259,7 +263,7 @@ def prune(
     rule = checkpoints.RetentionRule(
         keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal, keep_weights=keep_weights
     )
-    return checkpoints.prune(directory, rule, dry_run=dry_run)
+    return checkpoints.prune(checkpoints.directory_of(directory), rule, dry_run=dry_run)
 
 
 @checkpoint.command()
@@ -291,7 +295,8 @@ def export(
     from piton.cli import checkpoints
 
     weights = name if weights_only or kind == "hf" else None
-    return checkpoints.export(directory, out, kind=kind, step=step, weights=weights, config=config)
+    place = checkpoints.directory_of(directory)
+    return checkpoints.export(place, out, kind=kind, step=step, weights=weights, config=config)
 
 
 @checkpoint.command()
@@ -316,35 +321,28 @@ def retry(*, run: str, namespace: str | None) -> int:
 
 def main() -> None:
     """The console script. Its words go to stderr; on stdout are results, which have to arrive."""
+    output.open_closed_descriptors()
     output.keep_going_without("stderr")
+    output.report_loss_of_stdout()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Return the exit code of the command, after a sentence about whatever went wrong."""
     try:
         nul = next((argument for argument in sys.argv if "\0" in argument), None)
-        code = cli.main(standalone_mode=False) if nul is None else _complain(f"{nul!r} holds a NUL; remove it")
+        code = cli.main(standalone_mode=False) if nul is None else complain(f"{nul!r} holds a NUL; remove it")
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "")
+        with contextlib.suppress(output.OutputLostError):
+            click.echo(error.ctx.get_help() if error.ctx else "")
         code = BAD_INPUT
     except click.ClickException as error:
-        code = _complain(error.format_message())
+        code = complain(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
+    except SystemExit as error:
+        code = explain_end(error)
     except Exception as error:  # noqa: BLE001 - the last place where anybody can say what it was
-        code = _failed(error)
-    sys.exit(code)
-
-
-def _failed(error: Exception) -> int:
-    """Say what is wrong with the input, or that Piton has made a mistake."""
-    if "--debug" in sys.argv:
-        traceback.print_exception(error)
-    if isinstance(error, InputError):
-        return _complain(str(error))
-    if isinstance(error, ImportError) and not (error.name or "").startswith("piton."):  # commands import what they need
-        part = "operator" if "operator" in sys.argv[1:3] else "trainer"
-        return _complain(f"the {part} is not installed here ({error}); say pip install 'piton-operator[{part}]'")
-    what = f"internal error, {type(error).__name__}: {error}; that is a mistake of Piton's and not of your input"
-    return _complain(f"{what}. piton --debug with the same command prints the trace for a report", INTERNAL_ERROR)
-
-
-def _complain(sentence: str, code: int = BAD_INPUT) -> int:
-    click.echo(f"piton: {' '.join(sentence.split())}", err=True)
-    return code
+        code = explain(error)
+    return int(code or 0)

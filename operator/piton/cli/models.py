@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from piton.cli.checkpoints import of_step
+from piton.cli.checkpoints import directory_of, of_step
 from piton.contract import InputError, names
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def located(place: Path) -> tuple[Path, str | None]:
         found = names.parse_weights_folder(place.name)
     if found is not None:
         return place.parent, str(found)
-    inside = place / "checkpoints"
-    return (inside if inside.is_dir() else place), None
+    return directory_of(place), None
 
 
 def chosen(directory: Path, step: str | None) -> "CheckpointInfo":

@@ -12,7 +12,6 @@ from typing import Any
 
 import kopf
 from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import ConfigException
 
 from piton.clock import ServerClock
 from piton.contract import InputError
@@ -56,8 +55,8 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
     """Run the operator in this event loop, until a signal or `stop`."""
     try:
         configuration = await load_configuration(settings.api_url)
-    except ConfigException as error:
-        raise InputError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
+    except Exception as error:  # ConfigException, and whatever a file raises that is no kubeconfig
+        raise InputError(f"no cluster: {error}; set KUBECONFIG to a file for it, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     meter = OperatorMetrics(Registry())
     async with (

@@ -6,10 +6,14 @@ dcp           for plain `torch.distributed.checkpoint.load`, by the names in the
 torch         for `torch.load(..., weights_only=True)`
 """
 
+import errno
 import json
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from piton.contract import InputError
@@ -29,6 +34,12 @@ _COUNT = "n_averaged"
 """Buffer that AveragedModel of torch keeps beside the weights."""
 _ADAPTER = "base_model.model."
 """Beginning of the names that peft gives to the weights of a model with adapters."""
+_OS_ERROR = re.compile(r"\(os error ([0-9]{1,3})\)")
+"""The system's error in a message of a library in Rust."""
+_WRITER = "inline_container"
+"""Part of torch that writes files, in its errors."""
+_FULL_BELOW_BYTES = 1 << 20
+"""A disk with less room than this was filled: the part that was written is still there."""
 _CONFIG_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 
 
@@ -81,11 +92,34 @@ def place(out: Path, write: Callable[[Path], None]) -> None:
     try:
         write(aside)
         aside.rename(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+    except InputError:
+        raise
+    except Exception as error:
+        if (reason := _disks_reason(error, out.parent)) is None:
+            raise
+        raise InputError(f"{out} cannot be written: {reason}; name a place with room that may be written to") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk also where it does not exist
+            aside.unlink()
+
+
+def _disks_reason(error: BaseException, folder: Path) -> str | None:
+    """Return what the disk of a folder has against a file; None if the error is not the disk's.
+
+    torch and safetensors raise errors of their own for a full disk. Some name the number of the system's error, some
+    have it as their context, and some complain about the length of what they have written.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen.strerror or str(seen)
+        if number := _OS_ERROR.search(str(seen)):
+            return os.strerror(int(number[1]))
+        seen = seen.__cause__ or seen.__context__
+    if shutil.disk_usage(folder).free < _FULL_BELOW_BYTES:
+        return os.strerror(errno.ENOSPC)
+    return "the disk, or a quota, does not take all of it" if _WRITER in str(error) else None
 
 
 def weights_of(checkpoint: CommittedCheckpoint, name: str) -> dict[str, Any]:
@@ -203,7 +237,10 @@ def _copy_config(config: Path, path: Path) -> None:
 
 
 def _dcp(state: dict[str, Any], path: Path) -> None:
-    state_dict_saver.save(state, storage_writer=FileSystemWriter(path), no_dist=True)
+    try:
+        state_dict_saver.save(state, storage_writer=FileSystemWriter(path), no_dist=True)
+    except CheckpointException as error:  # it is no Exception, and keeps what happened to itself
+        raise next(iter(error.failures.values()))[0] from None
 
 
 def _torch(state: dict[str, Any], path: Path) -> None:
