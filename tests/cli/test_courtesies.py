@@ -1,10 +1,12 @@
 """The curve, the summary and the words on a terminal are courtesies: no exit code and no other run depends on them."""
 
+import contextlib
 import json
 import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +97,25 @@ def test_a_terminal_that_shows_nothing_costs_nothing(tmp_path: Path, monkeypatch
     assert Courteous(Broken())
 
 
+def read_all(terminal: int) -> None:
+    """What a terminal does, until nobody has it open any more."""
+    with contextlib.suppress(OSError), os.fdopen(terminal, "rb") as stream:
+        while stream.read1():
+            pass
+
+
 @pytest.mark.parametrize("terminal", [{"TERM": "dumb"}, {"COLUMNS": "1"}, {"COLUMNS": "0", "LINES": "0"}, {"TERM": ""}])
 def test_any_terminal_will_do(terminal: dict[str, str], tmp_path: Path) -> None:
     file = write_manifest(tmp_path / "run.yaml", **fake_parts("--steps", "4"))
     arguments = [sys.executable, "-m", "piton.cli", "run", str(file), "--dir", str(tmp_path / "run"), "--json"]
     mine, its = pty.openpty()
-    try:
-        done = subprocess.run(
-            arguments, env=os.environ | terminal, stdout=subprocess.PIPE, stderr=its, timeout=120, check=False
-        )
-    finally:
-        os.close(its)
-        os.close(mine)
+    reading = threading.Thread(target=read_all, args=(mine,))
+    reading.start()
+    done = subprocess.run(
+        arguments, env=os.environ | terminal, stdout=subprocess.PIPE, stderr=its, timeout=120, check=False
+    )
+    os.close(its)
+    reading.join()
 
     assert done.returncode == 0
     assert json.loads(done.stdout)["phase"] == Phase.SUCCEEDED
