@@ -17,7 +17,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from piton_trainer.serving import addresses
 from piton_trainer.serving import server as serving
 from recipes.test_serving import Parrot, health, served
 
@@ -173,20 +172,20 @@ async def test_a_bomb_is_too_long() -> None:
 )
 def test_no_other_spelling_listens_everywhere(host: str) -> None:
     with pytest.raises(ValueError, match=r"^--host: .*0\.0\.0\.0"):
-        addresses.resolve(host, 0)
+        serving.resolve(host, 0)
 
 
 @pytest.mark.parametrize("host", ["no such host", "[::1]", "a" * 70, "\u00e9" * 70, "1.2.3.4.5"])
 def test_a_host_that_is_none_is_said(host: str) -> None:
     with pytest.raises(ValueError, match=r"^--host: .* is no address of this machine"):
-        addresses.resolve(host, 0)
+        serving.resolve(host, 0)
 
 
 @pytest.mark.parametrize(
     ("host", "found"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("127.1", "127.0.0.1")]
 )
 def test_an_address_is_taken_at_its_word(host: str, found: str) -> None:
-    assert addresses.resolve(host, 0) == [found]
+    assert serving.resolve(host, 0) == [found]
 
 
 def test_a_name_that_leads_everywhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +193,7 @@ def test_a_name_that_leads_everywhere_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry])
     for host in ("blocked.example", "localhost"):
         with pytest.raises(ValueError, match="means all addresses"):
-            addresses.resolve(host, 0)
+            serving.resolve(host, 0)
 
 
 @pytest.mark.parametrize("second", [None, signal.SIGINT])

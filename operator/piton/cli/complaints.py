@@ -1,4 +1,7 @@
-"""From an error to one sentence on stderr and an exit code: bad input, or a disk that is full, is 2; a bug is 70."""
+"""From an error to one sentence on stderr and an exit code.
+
+Bad input is 2, and so is what the machine refuses: a disk is full, a folder read-only, a reader gone. A bug is 70.
+"""
 
 import errno
 import sys
@@ -28,6 +31,8 @@ def explain(error: Exception) -> int:
         return complain(str(error))
     if isinstance(error, OSError):
         return complain(_about(error))
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Python, for `~`
+        return complain("this user has no home, and HOME is not set; say export HOME=… with a folder to write to")
     if isinstance(error, ImportError) and not (error.name or "").startswith("piton."):  # commands import what they need
         part = "operator" if "operator" in sys.argv[1:3] else "trainer"
         return complain(f"the {part} is not installed here ({error}); say pip install 'piton-operator[{part}]'")

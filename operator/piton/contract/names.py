@@ -60,7 +60,7 @@ ENV_DATA_CACHE = "PITON_DATA_CACHE"
 ENV_REHEARSAL = "PITON_REHEARSAL"
 
 USER_ENV = (ENV_DATA_CACHE, ENV_COLLECTIVE_SECONDS, ENV_SAVES)
-"""What the user may set, in a spec and in the environment of `piton run`. All others of these are set by Piton."""
+"""Variables that the user may set, in a spec and in the environment of `piton run`; Piton sets all others."""
 
 # KEP-2779 (kubeflow/trainer): where progress is pushed to. transformers 5 reads the same three.
 ENV_SERVER_URL = "KUBEFLOW_TRAINER_SERVER_URL"

@@ -29,7 +29,7 @@ _RUN_FOLDERS: Mapping[str, Sequence[str]] = {
     RECORDS: ("*.records", "*.records.part", ".*.records.lock"),
     CHECKPOINTS: names.CHECKPOINT_FILES,
 }
-"""What Piton writes into the folders of a run, as patterns of names."""
+"""Files of Piton in the folders of a run, as patterns of names."""
 
 
 @dataclass(frozen=True, kw_only=True)

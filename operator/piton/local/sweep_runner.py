@@ -33,11 +33,10 @@ from piton.local.observers import CourteousAnnouncer, SweepObserver
 from piton.local.run_folder import LocalState, RunFolder, taken
 from piton.local.summary import Summary
 from piton.local.sweep_folder import SweepState, folder_of
-from piton.local.sweep_specs import check, first_runs, gpus_wanted, spec_of
+from piton.local.sweep_specs import check, first_runs, fitting, gpus_wanted, spec_of
 from piton.ports import Clock, Unavailable
 from piton.sweep import decide
 from piton.sweep.expand import PlannedRun, limited
-from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
     CreateRun,
     MoveDeadline,
@@ -150,7 +149,7 @@ class _Sweep:
         self.interrupted: signal.Signals | None = None
         self.wake = asyncio.Event()
         self.devices = list(preflight.gpus()) if gpus_wanted(order.sweep) else []
-        self.spec = self._fitting()
+        self.spec = fitting(order.sweep, len(self.devices))
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
@@ -281,15 +280,6 @@ class _Sweep:
         await asyncio.gather(*(driven.task for driven in self.driven.values()), return_exceptions=True)
 
     # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _fitting(self) -> SweepSpec:
-        """The spec with no more runs at once than there are runs, and GPUs for."""
-        spec = self.order.sweep.spec
-        assert spec is not None
-        wanted = gpus_wanted(self.order.sweep)
-        room = len(self.devices) // wanted if wanted else spec.parallelism
-        at_once = max(1, min(spec.parallelism, room, len(self.order.sweep.plan)))
-        return spec.model_copy(update={"parallelism": at_once})
 
     def _folder(self, run: PlannedRun) -> RunFolder:
         return folder_of(self.root, run, self.state.name)

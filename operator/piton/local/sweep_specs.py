@@ -7,6 +7,7 @@ from piton.api.spec import Spec
 from piton.contract import InputError
 from piton.local import preflight
 from piton.sweep.expand import PlannedRun
+from piton.sweep.model import SweepSpec
 from piton.sweep.parse import ParsedSweep
 
 
@@ -50,3 +51,12 @@ def check(variant: str, spec: Spec, price: Fraction | None) -> None:
 def gpus_wanted(sweep: ParsedSweep) -> int:
     """Return the GPUs of the run that wants most."""
     return max(preflight.gpus_wanted(spec_of(run)) for run in sweep.plan)
+
+
+def fitting(sweep: ParsedSweep, gpus: int) -> SweepSpec:
+    """Return the spec with no more runs at once than there are runs, and GPUs for."""
+    spec, wanted = sweep.spec, gpus_wanted(sweep)
+    assert spec is not None
+    room = gpus // wanted if wanted else spec.parallelism
+    at_once = max(1, min(spec.parallelism, room, len(sweep.plan)))
+    return spec.model_copy(update={"parallelism": at_once})

@@ -11,6 +11,7 @@ talk to the model. A client may be slow; one that does not move at all loses its
 """
 
 import asyncio
+import ipaddress
 import json
 import logging
 import os
@@ -26,7 +27,6 @@ from aiohttp import web
 
 from piton.contract import InputError
 from piton_trainer.recipes import catalog
-from piton_trainer.serving import addresses
 from piton_trainer.serving.text_generator import GenerateRequest, TextGenerator
 from piton_trainer.serving.trained_model import TrainedModel
 
@@ -88,19 +88,54 @@ async def listening(server: "ModelServer", host: str, port: int) -> AsyncIterato
     Raises:
         ValueError: the port cannot be had.
     """
-    found = addresses.resolve(host, port)
+    addresses = resolve(host, port)
     runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=_CUT_SECONDS / 4)
     await runner.setup()
     try:
         try:
-            for address in found:
+            for address in addresses:
                 await web.TCPSite(runner, address, port).start()
         except OSError as error:
             raise InputError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
-        yield addresses.as_url(*runner.addresses[0][:2])
+        yield _as_url(*runner.addresses[0][:2])
     finally:
         await runner.cleanup()
         server.close()
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host.
+
+    The resolver takes an empty text, 0 and 0x0 for all addresses of this machine. Only somebody who writes one of the
+    two addresses that mean that is taken at their word.
+
+    Raises:
+        ValueError: there is none, or the host is another spelling for all addresses.
+    """
+    if not host.strip():
+        raise InputError("--host: it is empty; name an address, such as 127.0.0.1, or 0.0.0.0 or :: for all")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host: {host!r} is no address of this machine ({_reason(error)})") from error
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    for address in addresses:
+        parsed = ipaddress.ip_address(address)
+        mapped = getattr(parsed, "ipv4_mapped", None) or parsed
+        if mapped.is_unspecified and host not in ("0.0.0.0", "::"):  # noqa: S104 - they say what they mean
+            raise InputError(f"--host: {host!r} means all addresses of this machine; write 0.0.0.0 or :: for that")
+        if host.rstrip(".").lower() == "localhost" and not mapped.is_loopback:
+            raise InputError(f"--host: localhost is {address} here, which others can reach; write 127.0.0.1")
+    return addresses
+
+
+def _as_url(address: str, port: int) -> str:
+    """Return the URL of an address."""
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 class ModelServer:
