@@ -221,7 +221,7 @@ def test_the_operator_understands_its_environment() -> None:
         "engine=kubeflow",
         "namespaces[0]=a",
         r"prices.p4d\.24xlarge.Spot=12.50",
-        "prices.Standard_NC24ads_A100_v4.Spot=1",
+        "prices.Standard_NC24ads_A100_v4.Spot=1.50",
         "deviceFaults.taintNodes=true",
     )
     env = environment(*values)
@@ -231,7 +231,7 @@ def test_the_operator_understands_its_environment() -> None:
     assert (settings.engine, settings.namespaces) == ("kubeflow", ("a",))
     assert settings.prices.table == {
         "p4d.24xlarge": {Tier.SPOT: Fraction("12.50")},
-        "Standard_NC24ads_A100_v4": {Tier.SPOT: Fraction(1)},
+        "Standard_NC24ads_A100_v4": {Tier.SPOT: Fraction("1.50")},
     }
     for name in env:  # a misspelt variable would be ignored
         read: set[str] = set()
