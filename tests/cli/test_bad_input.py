@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -13,6 +15,7 @@ from cli.conftest import Piton, Result
 from local.helpers import fake_parts, write_manifest
 from piton.api.spec import Spec
 from piton.cli import files
+from piton.cli.main import cli
 
 CPU = {"nodes": 1, "gpusPerNode": 0}
 
@@ -216,9 +219,40 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, piton: Piton) -> 
 
     assert_one_sentence(piton("run", tmp_path / "none.yaml"), "cannot be read (No such file or directory)")
     assert_one_sentence(piton("run", tmp_path), "cannot be read (Is a directory)")
-    for command in ("run", "validate", "plan", "preflight"):
-        assert_one_sentence(piton(command, ""), "it is empty; name the file of a TrainingRun")
     assert_one_sentence(piton("run", tmp_path / "run.yaml"), "is no text")
+
+
+def _commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+_PLACES = {"file", "folder", "place", "directory", "out", "config"}
+"""Names of all arguments and options that are files or folders."""
+
+
+@pytest.mark.parametrize(("names", "command"), list(_commands(cli)), ids=lambda each: "-".join(each) if each else "")
+def test_an_empty_text_is_no_file_and_no_folder(names: tuple[str, ...], command: click.Command, piton: Piton) -> None:
+    """`piton checkpoint prune "$DIR" --keep-last 1` with a variable that is not set is not about this folder."""
+    places = [each for each in command.params if each.name in _PLACES]
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    for empty in places:
+        given = ["" if each is empty else "there" for each in arguments]
+        options = [f"{empty.opts[0]}="] if isinstance(empty, click.Option) else []
+        required = [] if empty.name == "out" else _REQUIRED.get(" ".join(names), [])
+        answer = piton(*names, *given, *options, *required)
+        assert_one_sentence(answer, "it is empty; name the file or folder")
+    assert places or not arguments or names == ("retry",)
+
+
+_REQUIRED = {
+    "export": ["--out", "there"],
+    "checkpoint export": ["--format", "torch"],
+    "checkpoint prune": ["--keep-last", "1"],
+}
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, piton: Piton) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +27,20 @@ def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | N
     return text
 
 
-def _named(_: click.Context, __: click.Parameter, text: str) -> Path:
-    """Return the path of a file. An empty text, as of a variable that is not set, would be this folder."""
-    if not text:
-        raise click.BadParameter("it is empty; name the file of a TrainingRun")
-    return Path(text)
+class _Named(click.ParamType):
+    """A file, a folder or a bucket. An empty text, as of a variable that is not set, would be the current folder."""
+
+    def __init__(self, kind: Callable[[str], object]) -> None:
+        self.name = "path"
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name the file or folder", param, ctx)
+        return self._kind(value)
+
+
+_PATH, _PLACE = _Named(Path), _Named(str)
 
 
 _PRICE = click.option(
@@ -58,8 +68,8 @@ def cli(*, debug: bool) -> None:
 
 
 @cli.command()
-@click.argument("file", callback=_named)
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<name>]")
+@click.argument("file", type=_PATH)
+@click.option("--dir", "folder", type=_PATH, help="The run's folder.  [default: runs/<name>]")
 @click.option(
     "--drill",
     "drills",
@@ -91,7 +101,7 @@ def run(*, file: Path, **options: Any) -> int:
 
 
 @cli.command()
-@click.argument("file", callback=_named)
+@click.argument("file", type=_PATH)
 def validate(file: Path) -> int:
     """Say whether a run or a sweep can work as it is written; one line for each problem."""
     from piton.cli import inspect
@@ -100,7 +110,7 @@ def validate(file: Path) -> int:
 
 
 @cli.command()
-@click.argument("file", callback=_named)
+@click.argument("file", type=_PATH)
 @_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(*, file: Path, price: str | None, as_json: bool) -> int:
@@ -111,8 +121,8 @@ def plan(*, file: Path, price: str | None, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("file", callback=_named)
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to rehearse.  [default: runs]")
+@click.argument("file", type=_PATH)
+@click.option("--dir", "folder", type=_PATH, help="Where to rehearse.  [default: runs]")
 @click.option(
     "--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Steps before the stop, and after it."
 )
@@ -131,7 +141,7 @@ def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None,
 
 
 @cli.command()
-@click.argument("place", metavar="FILE|NAME|FOLDER|-")
+@click.argument("place", metavar="FILE|NAME|FOLDER|-", type=_PLACE)
 @click.option(
     "--format",
     "form",
@@ -140,7 +150,7 @@ def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None,
     show_default=True,
     help="How the table is written; LaTeX wants the package booktabs.",
 )
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/<name>]")
+@click.option("--dir", "folder", type=_PATH, help="The sweep's folder.  [default: runs/<name>]")
 def results(*, place: str, form: str, folder: Path | None) -> int:
     """Print what the variants of a sweep have reached.
 
@@ -165,8 +175,8 @@ def operator(namespaces: tuple[str, ...]) -> int:
 
 
 @cli.command("export")
-@click.argument("place", metavar="CHECKPOINT", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@click.argument("place", metavar="CHECKPOINT", type=_PATH)
+@click.option("--out", required=True, type=_PATH, help="The folder to make.")
 @_STEP
 @_WEIGHTS
 def export_model(*, place: Path, out: Path, step: str | None, weights: str | None) -> int:
@@ -182,7 +192,7 @@ def export_model(*, place: Path, out: Path, step: str | None, weights: str | Non
 
 
 @cli.command()
-@click.argument("place", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("place", metavar="CHECKPOINT", type=_PATH)
 @_STEP
 @_WEIGHTS
 @click.option(
@@ -208,7 +218,7 @@ def checkpoint() -> None:
 
 
 @checkpoint.command()
-@click.argument("place", metavar="DIR|s3://…")
+@click.argument("place", metavar="DIR|s3://…", type=_PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ls(*, place: str, as_json: bool) -> int:
     """List what is there. Names and sizes are looked at; `verify` looks at every byte."""
@@ -220,7 +230,7 @@ def ls(*, place: str, as_json: bool) -> int:
 
 
 @checkpoint.command()
-@click.argument("place", metavar="DIR|s3://…")
+@click.argument("place", metavar="DIR|s3://…", type=_PLACE)
 @click.option("--step", type=int, help="Only the checkpoint of this step.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(*, place: str, step: int | None, as_json: bool) -> int:
@@ -233,7 +243,7 @@ def verify(*, place: str, step: int | None, as_json: bool) -> int:
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=_PATH)
 @click.option("--keep-last", required=True, type=click.IntRange(min=1), metavar="N", help="Newest ones to keep.")
 @click.option(
     "--keep-best", default=1, show_default=True, type=click.IntRange(min=0), metavar="K", help="Best ones to keep."
@@ -267,15 +277,15 @@ def prune(
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=_PATH)
+@click.argument("out", type=_PATH)
 @click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "hf", "dcp", "torch"]))
 @click.option("--step", type=int, help="The checkpoint of this step.  [default: the newest good one]")
 @click.option("--weights-only", is_flag=True, help="Only the model's tensors, by the names that its state_dict has.")
 @click.option("--weights", "name", default="model", show_default=True, help="Which weights: model, or ema.")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="For hf: a config.json, or a folder with one and the tokenizer's files.  [default: what the callback saved]",
 )
 def export(
@@ -301,7 +311,7 @@ def export(
 
 @checkpoint.command()
 @click.argument("uri")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=_PATH)
 def restore(*, uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""
     from piton.cli import buckets

@@ -56,7 +56,8 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
     try:
         configuration = await load_configuration(settings.api_url)
     except Exception as error:  # ConfigException, and whatever a file raises that is no kubeconfig
-        raise InputError(f"no cluster: {error}; set KUBECONFIG to a file for it, or run inside one") from error
+        why = "the kubeconfig is empty or no kubeconfig" if isinstance(error, TypeError | AttributeError) else error
+        raise InputError(f"no cluster: {why}; set KUBECONFIG to a file for it, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     meter = OperatorMetrics(Registry())
     async with (
