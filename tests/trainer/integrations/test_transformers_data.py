@@ -97,6 +97,58 @@ def test_a_sampler_is_where_it_was(kind: type[Trainer], step: int, tmp_path: Pat
     assert_resumes(tmp_path, step, kind=kind)
 
 
+class Turns:
+    """Batches of two loaders by turns: an object of the user's, which is no loader of torch's."""
+
+    def __init__(self, *loaders: Any) -> None:
+        self.loaders = loaders
+
+    def __iter__(self) -> Iterator[Any]:
+        for batches in zip(*self.loaders, strict=True):
+            yield from batches
+
+    def __len__(self) -> int:
+        return sum(map(len, self.loaders))
+
+
+class Doubled(DataLoader[Any]):
+    """A loader of torch's that gives each batch twice."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            yield from (batch, batch)
+
+    def __len__(self) -> int:
+        return 2 * super().__len__()
+
+
+def loads(make: Any) -> type[Trainer]:
+    """Return a Trainer whose loader the user makes of one of torch's."""
+
+    class Loads(Trainer):  # type: ignore[misc]
+        def get_train_dataloader(self) -> Any:
+            def loader(kind: Any = DataLoader, **how: Any) -> Any:
+                return kind(self.train_dataset, batch_size=8, collate_fn=self.data_collator, **how)
+
+            return make(loader)
+
+    return Loads
+
+
+LOADERS: dict[str, Any] = {
+    "an object": lambda loader: Turns(loader(shuffle=True), loader(shuffle=True)),
+    "a list": lambda loader: list(loader()),
+    "a subclass": lambda loader: loader(Doubled, shuffle=True),
+}
+
+
+@resume.exact("transformers: loaders that are lists, or classes of one's own", "batches that are done are read again")
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+def test_a_loader_of_the_users_is_where_it_was(make: Any, step: int, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, step, kind=loads(make))
+
+
 def test_a_sampler_is_where_it_was_with_workers_that_outlast_an_epoch(tmp_path: Path) -> None:
     how = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     assert_resumes(tmp_path, hf.STEPS_PER_EPOCH + 1, kind=sampled_by(Popping), **how)

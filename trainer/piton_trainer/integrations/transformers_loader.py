@@ -5,6 +5,7 @@ batches of a step before any callback hears of that, so the random numbers of th
 then, have to be put back while the loader reads. It must not know sessions.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -116,7 +117,8 @@ def resumes_exactly(trainer: Any, *, randomness: Callable[[], Randomness | None]
     original = module.skip_first_batches
 
     def skip(loader: Any, num_batches: int = 0) -> Any:
-        rest, numbers = original(loader, num_batches), randomness()
+        rest = ReadOn(loader, num_batches, randomness()) if _goes_its_own_way(loader) else original(loader, num_batches)
+        numbers = randomness()
         if numbers is None or loader is not trainer.callback_handler.train_dataloader:
             return rest
         return ResumedEpoch(loader, rest, num_batches, numbers, int(trainer.state.epoch))
@@ -126,6 +128,35 @@ def resumes_exactly(trainer: Any, *, randomness: Callable[[], Randomness | None]
         yield
     finally:
         module.skip_first_batches = original
+
+
+def _goes_its_own_way(loader: Any) -> bool:
+    """True for a loader without state that accelerate would replace: it knows the dataset and the sampler only."""
+    if has_state(loader):
+        return False
+    kind: Any = type(loader)
+    return not isinstance(loader, DataLoader) or (
+        not hasattr(loader, "base_dataloader") and kind.__iter__ is not DataLoader.__iter__
+    )
+
+
+class ReadOn:
+    """What is left of an epoch of any loader: the batches that are done are read again, and left out."""
+
+    def __init__(self, loader: Any, batches: int, randomness: Randomness | None) -> None:
+        self._loader = loader
+        self._batches = batches
+        self._randomness = randomness
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self._loader)
+        deque(islice(batches, self._batches), maxlen=0)
+        if self._randomness is not None:
+            self._randomness.catch_up()
+        yield from batches
 
 
 class ResumedEpoch:
@@ -144,6 +175,8 @@ class ResumedEpoch:
 
     def __iter__(self) -> Iterator[Any]:
         loader, rest = self._loader, self._rest
+        if isinstance(rest, ReadOn):
+            return iter(rest)
         kind: Any = type(without_accelerate(loader))
         if kind.__iter__ is DataLoader.__iter__ and not has_state(loader) and unknown_place(loader) is None:
             return self._randomness.skip(loader, self._batches, epoch=self._epoch)
