@@ -5,6 +5,9 @@ that are done are passed over, as it was at the save. Seen are attributes that a
 arrays and tensors of these (`plain_values`), as far as they are not as the script has made them, and those with a seed
 in their name, since a script may draw one. Whatever else there is, of other types or deeper, is left alone, and told of
 if it changes (`unseen_changes`).
+
+A sampler that builds such a part while it runs (`built_parts`) builds it again after a resume. Until it has, what may
+say that it is built stays as the script makes it. What has been seen to change while all such parts stayed is put back.
 """
 
 import logging
@@ -14,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
+from piton_trainer.state.built_parts import is_used_up, names_files, names_process, outline
 from piton_trainer.state.own_generators import parts_in
 from piton_trainer.state.plain_values import copy_of, digest, fill, is_plain, is_same, may_be_shared, packed, unpacked
 from piton_trainer.state.unseen_changes import UnseenChanges
@@ -23,6 +27,10 @@ logger = logging.getLogger(__name__)
 _NEW, _ALIASES, _ABSENT = "<new>", "<aliases>", "<absent>"
 """Keys beside those of attributes: which of them are no longer the objects that the script has made, which pairs of
 them are one object, and which did not exist."""
+_BUILT, _FILES, _ALONE = "<built>", "<files>", "<alone>"
+"""Further ones: parts that were built by then and are not in the capture, attributes with names of files, and those
+that change while such parts stay."""
+_WORDS = frozenset({_NEW, _ALIASES, _ABSENT, _BUILT, _FILES, _ALONE})
 
 Attributes = Mapping[str, Any]
 
@@ -59,6 +67,7 @@ class Samplers:
 
         By a resume the script may have made that otherwise: its own state may put it where it was at the save.
         """
+        self._unseen.see_save()
         found = {name: sampler.complete(memory.get(name, {})) for name, sampler in self._samplers.items()}
         return {name: changed for name, changed in found.items() if changed}
 
@@ -74,8 +83,11 @@ class Samplers:
     def restore(self, memory: Mapping[str, Attributes]) -> None:
         """Make the samplers what they were at a capture."""
         for name, sampler in self._samplers.items():
-            for key, saved, made in sampler.restore(memory.get(name, {})):
-                self._tell(f"{name}.{key}", saved, made)
+            saved = memory.get(name, {})
+            if lost := sampler.lost(saved):
+                self._tell_of_built(name, lost, sampler.left_out(saved))
+            for key, value, made in sampler.restore(saved):
+                self._tell(f"{name}.{key}", value, made)
 
     def _of(self, part: Any, made: Mapping[int, Attributes]) -> "_Sampler":
         if (known := next((sampler for other, sampler in self._known if other() is part), None)) is not None:
@@ -84,6 +96,18 @@ class Samplers:
         with suppress(TypeError):  # it has slots, and cannot be remembered
             self._known.append((weakref.ref(part), sampler))
         return sampler
+
+    def _tell_of_built(self, name: str, lost: Iterable[str], left_out: Collection[str]) -> None:
+        built, left = (", ".join(f"{name}.{key}" for key in keys) for keys in (lost, left_out))
+        if built not in self._told:
+            logger.warning(
+                "loader: its %s was made while it ran and is not in the checkpoint, so it is made again%s; if the "
+                "order follows from it, the batches may be others: keep it in numbers, texts, or lists, dicts, arrays "
+                "or tensors of them",
+                built,
+                f", and {left} begins as in the script" if left else "",
+            )
+        self._told.add(built)
 
     def _tell(self, name: str, saved: Any, made: Any) -> None:
         if name not in self._told:
@@ -106,13 +130,23 @@ class _Sampler:
         """Rows that others may hold too: these objects are filled, not replaced."""
         self._kept: dict[str, None] = {}
         """Attributes that were ever otherwise than the script has made them, in this attempt or before."""
+        self._outlines = {key: outline(key, value) for key, value in self._own.items() if not is_plain(value)}
+        """Of the parts that no capture holds, as the script has made them."""
+        self._alone: dict[str, None] = {}
+        """Attributes that were seen to change while those parts stayed, in this attempt or before."""
+        self._before: tuple[dict[str, Any], dict[str, int]] = {}, {}
 
     def capture(self) -> dict[str, Any]:
-        own = {key: value for key, value in self._own.items() if is_plain(value)}
+        own = self._plain()
         self._kept |= {key: None for key, value in own.items() if key not in self._kept and self._differs(key, value)}
+        built = {key: found for key, found in self._built(own).items() if not is_used_up(self._own[key])}
+        if built:
+            self._watch(built, own)
         found = {key: packed(own[key]) for key in self._kept if key in own}
         absent = [key for key in self._kept if key not in self._own]
-        further = {_NEW: self._new(found), _ALIASES: _aliases(found, own), _ABSENT: absent}
+        files = [key for key in found if names_files(own[key])]
+        further = {_NEW: self._new(found), _ALIASES: _aliases(found, own), _ABSENT: absent, _BUILT: [*built]}
+        further |= {_FILES: files, _ALONE: [*self._alone] if built or files else []}
         return found | {key: value for key, value in further.items() if value}
 
     def complete(self, memory: Attributes) -> dict[str, Any]:
@@ -120,20 +154,36 @@ class _Sampler:
         left = [key for key in self._kept if key not in memory and key not in absent]
         absent = [*absent, *(key for key in left if key not in self._made)]
         found = {**memory, **{key: packed(self._made[key]) for key in left if key in self._made}}
-        return found | ({_ABSENT: absent} if absent else {})
+        alone = [*self._alone] if memory.get(_BUILT) or memory.get(_FILES) else []
+        return found | {key: value for key, value in {_ABSENT: absent, _ALONE: alone}.items() if value}
 
     def keep(self, memory: Attributes) -> None:
-        saved = [key for key in memory if key not in (_NEW, _ALIASES, _ABSENT)]
+        saved = [key for key in memory if key not in _WORDS]
         self._kept |= dict.fromkeys([*saved, *memory.get(_ABSENT, ())])
+        self._alone |= dict.fromkeys(memory.get(_ALONE, ()))
 
     def digest(self) -> int:
         return hash(tuple((key, digest(value)) for key, value in self._own.items() if is_plain(value)))
 
+    def lost(self, memory: Attributes) -> list[str]:
+        """Return what was built at a capture and is not by now, and what names files that are gone."""
+        gone = [key for key in memory.get(_FILES, ()) if not names_files(unpacked(memory[key]))]
+        built = self._built(self._plain()) if memory.get(_BUILT) else {}
+        return [*(key for key in memory.get(_BUILT, ()) if key not in built), *gone]
+
+    def left_out(self, memory: Attributes) -> list[str]:
+        """Return what cannot be put back without the parts that are lost."""
+        lost, alone = self.lost(memory), memory.get(_ALONE, ())
+        return [key for key in memory if lost and key not in {*lost, *alone, *_WORDS}]
+
     def restore(self, memory: Attributes) -> list[tuple[str, Any, Any]]:
         """Make it what it was. Return seeds that the script has otherwise: key, what was saved, what the script has."""
         self.keep(memory)
-        saved = {key: unpacked(memory[key]) for key in self._kept if key in memory}
-        others = [key for key, value in self._own.items() if is_plain(value) and key not in saved]
+        lost = self.lost(memory)
+        comes_back = dict.fromkeys(memory.get(_ALONE, ()) if lost else (*self._kept, *self._own))
+        saved = {key: unpacked(memory[key]) for key in self._kept if key in memory and key in comes_back}
+        stays = {*saved, *memory.get(_BUILT, ())}
+        others = [key for key in self._plain() if key in comes_back and key not in stays]
         for key in others:  # those that hold something else by now stay
             if key in self._made and key not in memory.get(_ABSENT, ()):
                 self._put(key, self._made[key], is_new=False)
@@ -146,6 +196,27 @@ class _Sampler:
             if other in self._own and is_same(self._own[key], self._own[other]):
                 self._own[key] = self._own[other]
         return [(key, value, made) for key, value, made in seeds if not is_same(made, value)]
+
+    def _plain(self) -> dict[str, Any]:
+        """Return the attributes that a capture may hold."""
+        return {key: value for key, value in self._own.items() if is_plain(value) and not self._is_of_process(key)}
+
+    def _is_of_process(self, key: str) -> bool:
+        value = self._own[key]
+        return names_process(key, value) and not (key in self._made and is_same(value, self._made[key]))
+
+    def _built(self, plain: Attributes) -> dict[str, Any]:
+        """Return the outlines of the other parts, as far as they are not as the script has made them."""
+        now = {key: outline(key, value) for key, value in self._own.items() if key not in plain}
+        return {key: found for key, found in now.items() if key not in self._outlines or found != self._outlines[key]}
+
+    def _watch(self, built: dict[str, Any], own: Attributes) -> None:
+        """See which attributes change while those parts stay."""
+        now = {key: digest(own[key]) for key in self._kept if key in own}
+        parts, before = self._before
+        if parts == built:
+            self._alone |= dict.fromkeys(key for key in now if key in before and now[key] != before[key])
+        self._before = built, now
 
     def _differs(self, key: str, value: Any) -> bool:
         return _is_seed(key) or key not in self._made or not is_same(value, self._made[key])

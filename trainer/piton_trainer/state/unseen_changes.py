@@ -1,13 +1,14 @@
 """Changes of samplers from epoch to epoch that no checkpoint holds: each is told of, once.
 
 Looked at are the first numbers and items of a value, so that it costs little: what is longer may change unseen. Random
-number generators and samplers inside are seen elsewhere, data sets and iterators may change as they like.
+number generators and samplers inside are seen elsewhere, data sets may change as they like. An iterator is told of if
+it goes on from one epoch into the next: where it is cannot be saved.
 """
 
 import itertools
 import logging
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from itertools import islice
 from numbers import Number
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from piton_trainer.state.batch_skipping import has_state
+from piton_trainer.state.built_parts import iterators_in, place_of
 from piton_trainer.state.own_generators import is_generator
 from piton_trainer.state.plain_values import is_array, is_plain
 
@@ -36,6 +38,8 @@ class UnseenChanges:
         self._samplers = samplers
         self._others = others
         self._before: dict[str, Any] = {}
+        self._iterators: list[tuple[str, Any, Any]] = []
+        """Those that have something left as an epoch begins, and where they are."""
         self._told: set[str] = set()
 
     def begin_epoch(self) -> None:
@@ -55,6 +59,26 @@ class UnseenChanges:
                     name,
                 )
         self._before = now
+        found = [(name, iterator, place_of(iterator)) for name, iterator in self._iterators_now()]
+        self._iterators = [(name, iterator, place) for name, iterator, place in found if place is not None]
+
+    def see_save(self) -> None:
+        """Tell of iterators from the epoch before that the one of a save goes on with."""
+        now = list(self._iterators_now()) if self._iterators else []
+        for name, iterator, place in self._iterators:
+            goes_on = any(iterator is other for _, other in now) and place_of(iterator) != place
+            if goes_on and (word := f"place of {name}") not in self._told:
+                self._told.add(word)
+                logger.warning(
+                    "loader: its %s is an iterator that goes on from epoch to epoch, and its place is not in the "
+                    "checkpoint, so after a resume rows may be trained again; keep a place in numbers, or draw the "
+                    "order of each epoch anew",
+                    name,
+                )
+
+    def _iterators_now(self) -> Iterator[tuple[str, Any]]:
+        for name, sampler in self._samplers.items():
+            yield from ((f"{name}.{key}", iterator) for key, iterator in iterators_in(vars(sampler)))
 
     def _is_seen(self, value: object) -> bool:
         return is_generator(value) or has_state(value) or any(value is other for other in self._others)
