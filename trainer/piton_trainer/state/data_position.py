@@ -154,15 +154,24 @@ class ResumableLoader(Randomness):
         self._position = position
         self._replay = replay
         self._together = together
+        self._length = length_of(loader)
+        """Batches of the epoch under way, which may have more than the one before."""
         if self._is_other_share():
-            position.rescale(length_of(loader))
+            position.rescale(self._length)
+        elif self._length is not None and resume is not None:
+            self._length = max(self._length, position.batches or 0)
         position.batches = length_of(loader)
 
     def epoch(self) -> Iterator[Any]:
         """The batches that are left of the current epoch; `position` moves with them, and on to the next epoch."""
         set_epoch(self._loader, self._position.epoch)
         was_begun = self._position.batch > 0
+        length = length_of(self._loader)
         for batch in self._together(self._open()):
+            if length is not None:
+                # A sampler that counts the epochs itself has this one's length by now; one that counts down, less.
+                self._length = self._position.batches = max(length, length_of(self._loader) or 0)
+                length = None
             self._position.batch += 1
             yield batch
         if self._position.batch == 0 and not was_begun:
@@ -170,11 +179,13 @@ class ResumableLoader(Randomness):
         self._position.epoch, self._position.batch = self._position.epoch + 1, 0
 
     def steps_left(self, epochs: int) -> int | None:
-        """Return the number of batches that are left of so many epochs; None if the loader does not know its length."""
-        length = length_of(self._loader)
-        if length is None:
+        """Return the number of batches that are left of so many epochs; None if the loader does not know its length.
+
+        It goes by the epoch under way. Later ones may have more, or fewer.
+        """
+        if self._length is None:
             return None
-        return max(0, (epochs - self._position.epoch) * length - self._position.batch)
+        return max(0, (epochs - self._position.epoch) * self._length - self._position.batch)
 
     def _is_other_share(self) -> bool:
         """True unless the data is what it was: then a length that differs is that of another epoch's batches."""

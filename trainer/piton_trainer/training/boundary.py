@@ -31,18 +31,21 @@ class BoundaryVote:
     """Gradients wait for an optimizer's step: no moment for a save."""
     in_flight: SaveStatus = field(default_factory=SaveStatus)
     """The save in flight."""
+    total: int | None = None
+    """The number of steps; epochs may turn out to have more than the first."""
 
     def to_vector(self) -> list[float]:
         """Numbers of which the largest is taken."""
         value = -math.inf if self.value is None else self.value
         saving = self.in_flight
         flags = (self.stop, self.save, self.diverged, self.accumulating, saving.waits, saving.fails, saving.ends)
-        return [*map(float, flags), value, self.training_seconds]
+        total = -math.inf if self.total is None else float(self.total)
+        return [*map(float, flags), value, self.training_seconds, total]
 
     @classmethod
     def from_vector(cls, vector: Sequence[float]) -> Self:
         """The agreed word."""
-        stop, save, diverged, accumulating, waits, fails, ends, value, training_seconds = vector
+        stop, save, diverged, accumulating, waits, fails, ends, value, training_seconds, total = vector
         return cls(
             stop=stop > 0,
             save=save > 0,
@@ -51,6 +54,7 @@ class BoundaryVote:
             training_seconds=training_seconds,
             accumulating=accumulating > 0,
             in_flight=SaveStatus(waits=waits > 0, fails=fails > 0, ends=ends > 0),
+            total=None if total == -math.inf else int(total),
         )
 
 

@@ -155,6 +155,9 @@ class Steps:
                 self._beats.begin_step()
                 self._inside_step = True
                 gradients.next_batch()
+                left = feed.steps_left(epochs)
+                if total is None and self._total is not None and left is not None:
+                    self._total = max(self._total, self.state.step + 1 + left)
                 yield batch
                 self._inside_step = False
                 if self._finish_step():
@@ -259,6 +262,7 @@ class Steps:
         with self._beats.during(RankPhase.SAVING):
             self._saves.advance(vote.in_flight)
         self._beats.stepped(self.state.step, durable_step=self._store.durable_step)
+        self._total = vote.total
         lap, self.state.training_seconds = vote.training_seconds - self.state.training_seconds, vote.training_seconds
         self._saves.stepped(lap)
         self._telemetry.stepped(seconds=lap, waited_seconds=self._waited)
@@ -304,6 +308,7 @@ class Steps:
             training_seconds=self.state.training_seconds + lap if is_main else 0.0,
             accumulating=accumulating,
             in_flight=in_flight,
+            total=self._total,
         )
         return BoundaryVote.from_vector(self._ranks.agree(vote.to_vector()))
 
