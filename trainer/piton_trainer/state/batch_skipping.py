@@ -52,12 +52,13 @@ def caveat(loader: Iterable[Any]) -> str | None:
     if isinstance(loader, DataLoader) and loader.num_workers:
         return (
             "a resume passes over the batches that are done without loading them: random augmentation in worker "
-            "processes is not repeated exactly, unless it is seeded by epoch and index"
+            "processes is not repeated exactly, nor what follows from counts in them, unless it is seeded by epoch and "
+            "index"
         )
     if _read_ahead(loader) is not None:
         return (
             f"a {type(loader).__name__} reads a batch ahead: random augmentation of the first batch after a resume is "
-            "not repeated exactly, unless it is seeded by epoch and index"
+            "not repeated exactly, nor what follows from counts in it, unless it is seeded by epoch and index"
         )
     return None
 
@@ -141,6 +142,11 @@ def after_batches(inside: Any, number: int, call: Callable[[], None]) -> Iterato
         yield
     finally:
         del vars(inside)["__iter__"]
+
+
+def reads_ahead(loader: object) -> bool:
+    """True for a loader of accelerate's that has read a batch more than it has given."""
+    return _read_ahead(loader) is not None
 
 
 def without_accelerate(loader: object) -> object:

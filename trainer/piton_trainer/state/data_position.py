@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from piton.contract import InputError
 from piton_trainer.state import rng
-from piton_trainer.state.batch_skipping import before_ahead, begin, forget_early_order, iterate_from
+from piton_trainer.state.batch_skipping import before_ahead, begin, forget_early_order, iterate_from, reads_ahead
 from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.own_generators import TOLD, OwnGenerators, parts_of
 from piton_trainer.state.samplers import Samplers
@@ -122,6 +122,8 @@ class Randomness:
 
     def skip(self, loader: Iterable[Any], batches: int, *, epoch: int) -> Iterator[Any]:
         """Return what is left of the epoch that is played again, of a loader without state."""
+        if reads_ahead(loader) and self._resume is not None:
+            self._numbers.tell_of_counts(self._resume.rng or {})
         with before_ahead(loader, self.catch_up):
             iterator = iterate_from(loader, batches, self._numbers, epoch=epoch)
         self.catch_up()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 _SIZE_MAX = 2**24
 """Numbers in a value that is looked at: to compare more takes too long for a save."""
+_SMALL = 2**16
 _PART_SIZE = 2**8
 """A part of a list or a dict that is looked at by itself counts as so many numbers."""
 _DEEP = 4
@@ -39,6 +40,15 @@ _EXACT = {int: ("q", torch.int64), float: ("d", torch.float64)}
 def is_plain(value: Any) -> bool:
     """True for numbers, texts, and what is made of them, of the plain types: those of others have more to them."""
     return _size(value, _DEEP) <= _SIZE_MAX
+
+
+def is_small(value: Any) -> bool:
+    """True for a plain value that is looked at in no time; data sets hold large ones, which seldom change."""
+    if isinstance(value, list | tuple | dict):
+        parts: Any = value.values() if isinstance(value, dict) else value
+        if len(value) > _SMALL or sum(len(part) for part in parts if isinstance(part, list | tuple | dict)) > _SMALL:
+            return False
+    return _size(value, _DEEP) <= _SMALL
 
 
 def may_be_shared(value: Any) -> bool:

@@ -6,7 +6,7 @@ With them goes what samplers remember: both decide what an epoch that is begun a
 import hashlib
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,11 @@ class RandomNumbers:
         """Tell of what samplers change from epoch to epoch and a capture has not."""
         if self._samplers is not None:
             self._samplers.begin_epoch()
+
+    def tell_of_counts(self, state: Mapping[str, Any]) -> None:
+        """Tell of what data sets have counted in a capture, one batch ahead of the batches that were trained."""
+        if self._samplers is not None:
+            self._samplers.tell_of_counts(state.get(SAMPLERS, {}))
 
     def capture(self) -> dict[str, Any]:
         """The state of every generator, as JSON and tensors (see `codec`)."""

@@ -8,18 +8,31 @@ if it changes (`unseen_changes`).
 
 A sampler that builds such a part while it runs (`built_parts`) builds it again after a resume. Until it has, what may
 say that it is built stays as the script makes it. What has been seen to change while all such parts stayed is put back.
+
+Data sets and what collates their rows in this process (`row_makers`) have a memory too, as far as it is small.
 """
 
 import logging
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.built_parts import is_used_up, names_files, names_process, outline
 from piton_trainer.state.own_generators import parts_in
-from piton_trainer.state.plain_values import copy_of, digest, fill, is_plain, is_same, may_be_shared, packed, unpacked
+from piton_trainer.state.plain_values import (
+    copy_of,
+    digest,
+    fill,
+    is_plain,
+    is_same,
+    is_small,
+    may_be_shared,
+    packed,
+    unpacked,
+)
+from piton_trainer.state.row_makers import row_makers
 from piton_trainer.state.unseen_changes import UnseenChanges
 
 logger = logging.getLogger(__name__)
@@ -49,9 +62,11 @@ class Samplers:
     def look_up(self, loaders: Collection[object], made: Mapping[int, Attributes] | None = None) -> None:
         """Take the samplers of these loaders instead. One that is known is still as it was when it came."""
         self._known = [(part, sampler) for part, sampler in self._known if part() is not None]
-        found = dict(_samplers_of(loaders))
+        found, makers = dict(_samplers_of(loaders)), dict(row_makers(loaders))
         self._samplers = {name: self._of(part, made or {}) for name, part in found.items()}
-        self._unseen = UnseenChanges(found, [part for _, _, part in parts_in(loaders)])
+        self._samplers |= {name: self._of(part, {}, are_seen=is_small) for name, part in makers.items()}
+        self._makers = frozenset(makers)
+        self._unseen = UnseenChanges(found, [part for _, _, part in parts_in(loaders)], makers)
 
     def begin_epoch(self) -> None:
         """Tell of what changes from epoch to epoch and is not in a capture."""
@@ -76,6 +91,16 @@ class Samplers:
         for name, sampler in self._samplers.items():
             sampler.keep(memory.get(name, {}))
 
+    def tell_of_counts(self, memory: Mapping[str, Attributes]) -> None:
+        """Tell of what data sets remember in a capture, one batch ahead of the batches that were trained."""
+        keys = [f"{name}.{key}" for name in self._makers for key in memory.get(name, {}) if key not in _WORDS]
+        if counted := ", ".join(sorted(key for key in keys if not _is_seed(key))):
+            logger.warning(
+                "loader: it reads a batch ahead, so for the first batch after this resume %s is what it was when the "
+                "epoch began, and rows that follow from it are others; let them follow from epoch and index",
+                counted,
+            )
+
     def digest(self) -> int:
         """Return a number that is another one when a sampler has changed."""
         return hash(tuple(sampler.digest() for sampler in self._samplers.values()))
@@ -84,15 +109,16 @@ class Samplers:
         """Make the samplers what they were at a capture."""
         for name, sampler in self._samplers.items():
             saved = memory.get(name, {})
-            if lost := sampler.lost(saved):
-                self._tell_of_built(name, lost, sampler.left_out(saved))
+            lost, left_out = sampler.lost(saved), sampler.left_out(saved)
+            if left_out or (lost and name not in self._makers):  # a data set may open its files, and keep a cache
+                self._tell_of_built(name, lost, left_out)
             for key, value, made in sampler.restore(saved):
                 self._tell(f"{name}.{key}", value, made)
 
-    def _of(self, part: Any, made: Mapping[int, Attributes]) -> "_Sampler":
+    def _of(self, part: Any, made: Mapping[int, Attributes], are_seen: Callable[[Any], bool] = is_plain) -> "_Sampler":
         if (known := next((sampler for other, sampler in self._known if other() is part), None)) is not None:
             return known
-        sampler = _Sampler(part, made.get(id(part)))
+        sampler = _Sampler(part, made.get(id(part)), are_seen)
         with suppress(TypeError):  # it has slots, and cannot be remembered
             self._known.append((weakref.ref(part), sampler))
         return sampler
@@ -101,9 +127,9 @@ class Samplers:
         built, left = (", ".join(f"{name}.{key}" for key in keys) for keys in (lost, left_out))
         if built not in self._told:
             logger.warning(
-                "loader: its %s was made while it ran and is not in the checkpoint, so it is made again%s; if the "
-                "order follows from it, the batches may be others: keep it in numbers, texts, or lists, dicts, arrays "
-                "or tensors of them",
+                "loader: its %s was made while it ran and is not in the checkpoint, so it is made again%s; batches "
+                "that follow from it may be others: keep it in numbers, texts, or lists, dicts, arrays or tensors of "
+                "them",
                 built,
                 f", and {left} begins as in the script" if left else "",
             )
@@ -123,14 +149,16 @@ class Samplers:
 class _Sampler:
     """One of them: what it is now, and what the script has made."""
 
-    def __init__(self, part: Any, made: Attributes | None) -> None:
+    def __init__(self, part: Any, made: Attributes | None, are_seen: Callable[[Any], bool]) -> None:
+        """`are_seen` is true for values that a capture holds."""
         self._own: dict[str, Any] = vars(part)
-        self._made = made or attributes(part)
-        self._objects = {key: value for key, value in self._own.items() if is_plain(value) and may_be_shared(value)}
+        self._are_seen = are_seen
+        self._made = made or {key: copy_of(value) for key, value in self._own.items() if are_seen(value)}
+        self._objects = {key: value for key, value in self._own.items() if are_seen(value) and may_be_shared(value)}
         """Rows that others may hold too: these objects are filled, not replaced."""
         self._kept: dict[str, None] = {}
         """Attributes that were ever otherwise than the script has made them, in this attempt or before."""
-        self._outlines = {key: outline(key, value) for key, value in self._own.items() if not is_plain(value)}
+        self._outlines = {key: outline(key, value) for key, value in self._own.items() if not are_seen(value)}
         """Of the parts that no capture holds, as the script has made them."""
         self._alone: dict[str, None] = {}
         """Attributes that were seen to change while those parts stayed, in this attempt or before."""
@@ -163,7 +191,7 @@ class _Sampler:
         self._alone |= dict.fromkeys(memory.get(_ALONE, ()))
 
     def digest(self) -> int:
-        return hash(tuple((key, digest(value)) for key, value in self._own.items() if is_plain(value)))
+        return hash(tuple((key, digest(value)) for key, value in self._own.items() if self._are_seen(value)))
 
     def lost(self, memory: Attributes) -> list[str]:
         """Return what was built at a capture and is not by now, and what names files that are gone."""
@@ -199,7 +227,9 @@ class _Sampler:
 
     def _plain(self) -> dict[str, Any]:
         """Return the attributes that a capture may hold."""
-        return {key: value for key, value in self._own.items() if is_plain(value) and not self._is_of_process(key)}
+        return {
+            key: value for key, value in self._own.items() if self._are_seen(value) and not self._is_of_process(key)
+        }
 
     def _is_of_process(self, key: str) -> bool:
         value = self._own[key]

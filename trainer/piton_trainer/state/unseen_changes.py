@@ -1,7 +1,7 @@
-"""Changes of samplers from epoch to epoch that no checkpoint holds: each is told of, once.
+"""Changes of samplers and data sets from epoch to epoch that no checkpoint holds: each is told of, once.
 
 Looked at are the first numbers and items of a value, so that it costs little: what is longer may change unseen. Random
-number generators and samplers inside are seen elsewhere, data sets may change as they like. An iterator is told of if
+number generators and samplers inside are seen elsewhere. An iterator is told of if
 it goes on from one epoch into the next: where it is cannot be saved.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from piton_trainer.state.batch_skipping import has_state
-from piton_trainer.state.built_parts import iterators_in, place_of
+from piton_trainer.state.built_parts import iterators_in, outline, place_of
 from piton_trainer.state.own_generators import is_generator
-from piton_trainer.state.plain_values import is_array, is_plain
+from piton_trainer.state.plain_values import is_array, is_plain, is_small
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,18 @@ _LOOKED_AT = 1000
 _DEEP = 3
 _DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
 _ROWS = frozenset({list, tuple, deque})
+_KEPT = frozenset({Counter, deque, set, frozenset})
 
 
 class UnseenChanges:
     """The samplers of a loader, looked at whenever an epoch begins."""
 
-    def __init__(self, samplers: Mapping[str, object], others: Collection[object]) -> None:
-        """Look at those samplers; `others` are seen by themselves."""
+    def __init__(
+        self, samplers: Mapping[str, object], others: Collection[object], makers: Mapping[str, object] | None = None
+    ) -> None:
+        """Look at those samplers, and at what makes rows, but not at its data; `others` are seen by themselves."""
         self._samplers = samplers
+        self._makers = makers or {}
         self._others = others
         self._before: dict[str, Any] = {}
         self._iterators: list[tuple[str, Any, Any]] = []
@@ -50,12 +54,18 @@ class UnseenChanges:
             for key, value in vars(sampler).items()
             if not is_plain(value) and not self._is_seen(value)
         }
+        now |= {
+            f"{name}.{key}": _outline(value, 1) if type(value) in _KEPT else outline(key, value)
+            for name, maker in self._makers.items()
+            for key, value in vars(maker).items()
+            if not is_small(value) and not self._is_seen(value) and not _is_data(key, value)
+        }
         for name in now.keys() & self._before.keys() - self._told:
             if now[name] != self._before[name]:
                 self._told.add(name)
                 logger.warning(
-                    "loader: its %s changes from epoch to epoch and is not in the checkpoint, so after a resume the "
-                    "order may be another one; keep it in numbers, texts, or lists, dicts, arrays or tensors of them",
+                    "loader: its %s changes from epoch to epoch and is not in the checkpoint, so after a resume "
+                    "batches may be others; keep it in numbers, texts, or lists, dicts, arrays or tensors of them",
                     name,
                 )
         self._before = now
@@ -77,11 +87,17 @@ class UnseenChanges:
                 )
 
     def _iterators_now(self) -> Iterator[tuple[str, Any]]:
-        for name, sampler in self._samplers.items():
+        for name, sampler in {**self._samplers, **self._makers}.items():
             yield from ((f"{name}.{key}", iterator) for key, iterator in iterators_in(vars(sampler)))
 
     def _is_seen(self, value: object) -> bool:
         return is_generator(value) or has_state(value) or any(value is other for other in self._others)
+
+
+def _is_data(key: str, value: object) -> bool:
+    """True for what a data set may fill as it is read."""
+    kind = type(value)
+    return "cache" in key or kind in (list, tuple, dict) or isinstance(value, Tensor) or is_array(value)
 
 
 def _outline(value: Any, deep: int) -> Any:
