@@ -137,6 +137,37 @@ def test_a_loader_that_reads_ahead_tells_what_its_first_batch_has(
     assert second[0] == 12.0 + 3 * SIZE + 1
 
 
+class Proxy:
+    """An object that fails for whatever it does not know."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> int:
+        return vars(self)["known"][name]  # type: ignore[no-any-return]
+
+
+def test_a_seed_that_is_as_it_was_and_an_object_that_fails_are_no_reason_to_warn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Rows):
+        def __init__(self) -> None:
+            super().__init__()
+            self.file: Any = None
+            self.seed, self.proxy = 5, Proxy()
+
+        def __getitem__(self, index: int) -> Tensor:
+            self.file = self.file or Proxy()
+            self.proxy.known[str(index)] = index
+            return torch.tensor(float(index))
+
+    whole = attempt(tmp_path / "whole", lambda: {"dataset": Odd()})
+    with pytest.raises(Stopped):
+        attempt(tmp_path / "parts", lambda: {"dataset": Odd()}, BATCHES + 2)
+    assert attempt(tmp_path / "parts", lambda: {"dataset": Odd()}, seed=77) == whole[BATCHES + 2 :]
+    assert "was made while it ran" not in caplog.text
+
+
 class Stream(IterableDataset[Tensor]):
     """A stream begins at what it remembers."""
 

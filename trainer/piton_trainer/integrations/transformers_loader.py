@@ -141,7 +141,7 @@ def _goes_its_own_way(loader: Any) -> bool:
 
 
 class ReadOn:
-    """What is left of an epoch of any loader: the batches that are done are read again, and left out."""
+    """The rest of an epoch of any loader: the batches that are done are read again, and left out."""
 
     def __init__(self, loader: Any, batches: int, randomness: Randomness | None) -> None:
         self._loader = loader

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
-from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from piton_trainer.clock import Clock
-from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.own_generators import is_generator
 from piton_trainer.state.plain_values import is_array
 
@@ -48,20 +46,24 @@ def names_files(value: Any) -> bool:
 
 def outline(key: str, value: Any) -> Any:
     """Return types and sizes of what a part is made of, which are others once it is built."""
-    if key in _SEEN or is_generator(value) or has_state(value) or isinstance(value, Dataset):
+    if key in _SEEN or is_generator(value) or says_state(value) or isinstance(value, Dataset):
         return type(value)
     return _outline(value, _DEEP)
 
 
+def says_state(value: object) -> bool:
+    """True if the class of an object has a state; to ask the object may run code of the user's that fails."""
+    return hasattr(type(value), "state_dict") and hasattr(type(value), "load_state_dict")
+
+
 def iterators_in(own: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the iterators in attributes, in rows of theirs, and in objects in them."""
-    for key, value in own.items():
-        parts: Any = value.values() if isinstance(value, dict) else value
+    for key, value in list(own.items()):
         if isinstance(value, list | tuple | dict | deque):
-            found = list(islice(parts, _LOOKED_AT))
+            found = _parts(value)
         else:
             is_object = key not in _SEEN and not isinstance(value, nn.Module | type)
-            found = [value, *(getattr(value, "__dict__", {}).values() if is_object else ())]
+            found = [value, *(list(getattr(value, "__dict__", {}).values()) if is_object else ())]
         yield from ((key, part) for part in found if _is_iterator(part))
 
 
@@ -74,12 +76,12 @@ def place_of(iterator: Any) -> Any:
     """Return where an iterator is, as far as it says that; None once it is used up."""
     if isinstance(iterator, GeneratorType):
         return None if iterator.gi_frame is None else object() if iterator.gi_suspended else "not begun"
-    left = length_hint(iterator, -1)
+    left = length_hint(iterator, -1) if type(iterator).__module__ == "builtins" else -1
     return None if left == 0 else object() if left < 0 else left
 
 
 def _is_iterator(value: object) -> bool:
-    return hasattr(type(value), "__next__") and not is_generator(value) and not has_state(value)
+    return hasattr(type(value), "__next__") and not is_generator(value) and not says_state(value)
 
 
 def _outline(value: Any, deep: int) -> Any:
@@ -89,17 +91,22 @@ def _outline(value: Any, deep: int) -> Any:
     if isinstance(value, Tensor) or is_array(value):
         return kind, tuple(value.shape)
     if isinstance(value, _CONTAINERS):
-        parts = list(islice(value.values() if isinstance(value, dict) else value, _LOOKED_AT))
-        return kind, len(value), sum(len(part) for part in parts if isinstance(part, _CONTAINERS))
+        return kind, len(value), sum(len(part) for part in _parts(value) if isinstance(part, _CONTAINERS))
     if isinstance(value, nn.Module | type | Dataset) or not hasattr(value, "__dict__") or not deep:
         return kind
-    return kind, {key: _outline(part, deep - 1) for key, part in islice(vars(value).items(), _LOOKED_AT)}
+    return kind, {key: _outline(part, deep - 1) for key, part in list(vars(value).items())[:_LOOKED_AT]}
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the first items of a container; a thread of the user's may be filling it."""
+    if isinstance(value, list | tuple):
+        return list(value[:_LOOKED_AT])
+    return list(value.values() if isinstance(value, dict) else value)[:_LOOKED_AT]
 
 
 def _paths(value: Any) -> Iterator[str]:
     """Yield the paths that exist among the texts in a plain value."""
-    parts: Any = value.values() if isinstance(value, dict) else value
-    for text in islice(parts, _LOOKED_AT) if isinstance(value, list | tuple | dict) else (value,):
+    for text in _parts(value) if isinstance(value, list | tuple | dict) else (value,):
         if type(text) is str and 0 < len(text) < _TEXT_MAX:
             path = text if "/" in text or "." in text else f"/dev/shm/{text}"  # noqa: S108 - shared memory has a name
             if _made_at(path) >= 0:

@@ -45,7 +45,7 @@ def is_plain(value: Any) -> bool:
 def is_small(value: Any) -> bool:
     """True for a plain value that is looked at in no time; data sets hold large ones, which seldom change."""
     if isinstance(value, list | tuple | dict):
-        parts: Any = value.values() if isinstance(value, dict) else value
+        parts: Any = list(value.values()) if isinstance(value, dict) else value
         if len(value) > _SMALL or sum(len(part) for part in parts if isinstance(part, list | tuple | dict)) > _SMALL:
             return False
     return _size(value, _DEEP) <= _SMALL
@@ -67,7 +67,7 @@ def copy_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: copy_of(item) for key, item in value.items()}
+        return {key: copy_of(item) for key, item in list(value.items())}
     if isinstance(value, list | tuple) and _has_containers(value):
         return type(value)(map(copy_of, value))
     return value.copy() if isinstance(value, list) or is_array(value) else value
@@ -78,7 +78,7 @@ def packed(value: Any) -> Any:
     if is_array(value):
         return {_ARRAY: torch.from_numpy(value.copy())}
     if isinstance(value, dict):
-        return {_DICT: {key: packed(item) for key, item in value.items()}}
+        return {_DICT: {key: packed(item) for key, item in list(value.items())}}
     if not isinstance(value, list | tuple):
         return copy_of(value)
     kinds = set(map(type, value))
@@ -135,7 +135,7 @@ def digest(value: Any) -> int:
     if is_array(value):
         return hash((value.dtype.str, value.shape, value.tobytes()))
     if isinstance(value, dict):
-        return hash((dict, *((key, digest(item)) for key, item in value.items())))
+        return hash((dict, *((key, digest(item)) for key, item in list(value.items()))))
     if isinstance(value, list | tuple) and _has_containers(value):
         return hash((type(value), *map(digest, value)))
     return hash((type(value), tuple(value) if isinstance(value, list) else value))
@@ -174,7 +174,7 @@ def _size(value: Any, deep: int) -> float:
     if kind not in (list, tuple, dict):
         return 1 if _is_scalar(kind) else math.inf
     if kind is dict:
-        are_names = all(type(key) in (int, str) for key in value)
+        are_names = all(type(key) in (int, str) for key in list(value))
         return _size_of_parts(list(value.values()), deep) if are_names else math.inf
     if len(value) > _SIZE_MAX:
         return math.inf

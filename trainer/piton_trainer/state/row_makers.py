@@ -1,4 +1,4 @@
-"""What makes the rows and batches of a loader in this process: its data set, its collate_fn, and what these wrap.
+"""Makers of rows and batches in this process: the data set of a loader, its collate_fn, and what these wrap.
 
 They may count their calls, as a curriculum does. Of a worker process nothing is seen from here.
 """
@@ -9,11 +9,12 @@ from inspect import ismethod
 from itertools import islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from piton_trainer.state.batch_skipping import has_state
+from piton_trainer.state.built_parts import says_state
 from piton_trainer.state.own_generators import parts_in
+from piton_trainer.state.plain_values import is_array
 
 _INSIDE = ("dataset", "datasets", "transform", "transforms", "target_transform")
 _LOADED_AGAIN = (IterableDataset, nn.Module, type)
@@ -32,8 +33,14 @@ def row_makers(loaders: Iterable[object]) -> Iterator[tuple[str, Any]]:
             is_known = any(owner is other for other in known)
             if not is_known and hasattr(owner, "__dict__") and not isinstance(owner, _LOADED_AGAIN):
                 known.append(owner)
-                if not has_state(owner):
+                if not says_state(owner):
                     yield path, owner
+
+
+def is_data(key: str, value: object) -> bool:
+    """True for what a data set may fill as it is read, such as a cache."""
+    kind = type(value)
+    return "cache" in key or kind in (list, tuple, dict) or isinstance(value, Tensor) or is_array(value)
 
 
 def _owners(name: str, part: Any, deep: int) -> Iterator[tuple[str, Any]]:

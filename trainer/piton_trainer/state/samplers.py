@@ -153,12 +153,14 @@ class _Sampler:
         """`are_seen` is true for values that a capture holds."""
         self._own: dict[str, Any] = vars(part)
         self._are_seen = are_seen
-        self._made = made or {key: copy_of(value) for key, value in self._own.items() if are_seen(value)}
-        self._objects = {key: value for key, value in self._own.items() if are_seen(value) and may_be_shared(value)}
+        self._made = made or {key: copy_of(value) for key, value in list(self._own.items()) if are_seen(value)}
+        self._objects = {
+            key: value for key, value in list(self._own.items()) if are_seen(value) and may_be_shared(value)
+        }
         """Rows that others may hold too: these objects are filled, not replaced."""
         self._kept: dict[str, None] = {}
         """Attributes that were ever otherwise than the script has made them, in this attempt or before."""
-        self._outlines = {key: outline(key, value) for key, value in self._own.items() if not are_seen(value)}
+        self._outlines = {key: outline(key, value) for key, value in list(self._own.items()) if not are_seen(value)}
         """Of the parts that no capture holds, as the script has made them."""
         self._alone: dict[str, None] = {}
         """Attributes that were seen to change while those parts stayed, in this attempt or before."""
@@ -191,7 +193,7 @@ class _Sampler:
         self._alone |= dict.fromkeys(memory.get(_ALONE, ()))
 
     def digest(self) -> int:
-        return hash(tuple((key, digest(value)) for key, value in self._own.items() if self._are_seen(value)))
+        return hash(tuple((key, digest(value)) for key, value in list(self._own.items()) if self._are_seen(value)))
 
     def lost(self, memory: Attributes) -> list[str]:
         """Return what was built at a capture and is not by now, and what names files that are gone."""
@@ -202,7 +204,8 @@ class _Sampler:
     def left_out(self, memory: Attributes) -> list[str]:
         """Return what cannot be put back without the parts that are lost."""
         lost, alone = self.lost(memory), memory.get(_ALONE, ())
-        return [key for key in memory if lost and key not in {*lost, *alone, *_WORDS}]
+        keys = [key for key in memory if lost and key not in {*lost, *alone, *_WORDS}]
+        return [key for key in keys if key not in self._own or not is_same(self._own[key], unpacked(memory[key]))]
 
     def restore(self, memory: Attributes) -> list[tuple[str, Any, Any]]:
         """Make it what it was. Return seeds that the script has otherwise: key, what was saved, what the script has."""
@@ -228,7 +231,9 @@ class _Sampler:
     def _plain(self) -> dict[str, Any]:
         """Return the attributes that a capture may hold."""
         return {
-            key: value for key, value in self._own.items() if self._are_seen(value) and not self._is_of_process(key)
+            key: value
+            for key, value in list(self._own.items())
+            if self._are_seen(value) and not self._is_of_process(key)
         }
 
     def _is_of_process(self, key: str) -> bool:
@@ -237,7 +242,7 @@ class _Sampler:
 
     def _built(self, plain: Attributes) -> dict[str, Any]:
         """Return the outlines of the other parts, as far as they are not as the script has made them."""
-        now = {key: outline(key, value) for key, value in self._own.items() if key not in plain}
+        now = {key: outline(key, value) for key, value in list(self._own.items()) if key not in plain}
         return {key: found for key, found in now.items() if key not in self._outlines or found != self._outlines[key]}
 
     def _watch(self, built: dict[str, Any], own: Attributes) -> None:

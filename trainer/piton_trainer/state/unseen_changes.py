@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piton_trainer.state.batch_skipping import has_state
-from piton_trainer.state.built_parts import iterators_in, outline, place_of
+from piton_trainer.state.built_parts import iterators_in, outline, place_of, says_state
 from piton_trainer.state.own_generators import is_generator
 from piton_trainer.state.plain_values import is_array, is_plain, is_small
+from piton_trainer.state.row_makers import is_data
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ class UnseenChanges:
         now = {
             f"{name}.{key}": _outline(value, _DEEP)
             for name, sampler in self._samplers.items()
-            for key, value in vars(sampler).items()
+            for key, value in list(vars(sampler).items())
             if not is_plain(value) and not self._is_seen(value)
         }
         now |= {
             f"{name}.{key}": _outline(value, 1) if type(value) in _KEPT else outline(key, value)
             for name, maker in self._makers.items()
-            for key, value in vars(maker).items()
-            if not is_small(value) and not self._is_seen(value) and not _is_data(key, value)
+            for key, value in list(vars(maker).items())
+            if not is_small(value) and not self._is_seen(value) and not is_data(key, value)
         }
         for name in now.keys() & self._before.keys() - self._told:
             if now[name] != self._before[name]:
@@ -91,13 +91,7 @@ class UnseenChanges:
             yield from ((f"{name}.{key}", iterator) for key, iterator in iterators_in(vars(sampler)))
 
     def _is_seen(self, value: object) -> bool:
-        return is_generator(value) or has_state(value) or any(value is other for other in self._others)
-
-
-def _is_data(key: str, value: object) -> bool:
-    """True for what a data set may fill as it is read."""
-    kind = type(value)
-    return "cache" in key or kind in (list, tuple, dict) or isinstance(value, Tensor) or is_array(value)
+        return is_generator(value) or says_state(value) or any(value is other for other in self._others)
 
 
 def _outline(value: Any, deep: int) -> Any:
