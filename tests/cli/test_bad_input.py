@@ -234,7 +234,10 @@ _PLACES = {"file", "folder", "place", "directory", "out", "config"}
 """Names of all arguments and options that are files or folders."""
 
 
-@pytest.mark.parametrize(("names", "command"), list(_commands(cli)), ids=lambda each: "-".join(each) if each else "")
+COMMANDS = [pytest.param(names, command, id=" ".join(names)) for names, command in _commands(cli)]
+
+
+@pytest.mark.parametrize(("names", "command"), COMMANDS)
 def test_an_empty_text_is_no_file_and_no_folder(names: tuple[str, ...], command: click.Command, piton: Piton) -> None:
     """`piton checkpoint prune "$DIR" --keep-last 1` with a variable that is not set is not about this folder."""
     places = [each for each in command.params if each.name in _PLACES]

@@ -27,7 +27,7 @@ def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | N
     return text
 
 
-class _Named(click.ParamType):
+class _Named(click.ParamType[Any]):
     """A file, a folder or a bucket. An empty text, as of a variable that is not set, would be the current folder."""
 
     def __init__(self, kind: Callable[[str], object]) -> None:
