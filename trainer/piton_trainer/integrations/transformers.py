@@ -30,6 +30,7 @@ from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.integrations.transformers_callbacks import Callbacks
 from piton_trainer.integrations.transformers_loader import EpochPlace, resumes_exactly
 from piton_trainer.integrations.transformers_state import (
     EPOCH,
@@ -101,7 +102,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
                 (Path(folder) / STATE_FILE).write_text(text, encoding="utf-8")
             # Checkpoints of earlier trainers have no losses, and such a run goes on without.
             is_known = state is None or saved is not None
-            self._losses = Losses(trainer, self._place) if is_known and Losses.can_be_kept(trainer) else None
+            can_be_kept = is_known and Losses.can_be_kept(trainer)
+            self._losses = Losses(trainer, self._place, self._callbacks) if can_be_kept else None
             resumed = as_resumed(trainer) if state is not None else nullcontext()
             of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
             start_time = Clock().now().timestamp()
@@ -138,6 +140,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
 
     def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
         self._session, self._trainer, self._place = session, trainer, EpochPlace(trainer)
+        self._callbacks = Callbacks(trainer)
         self._randomness: Randomness | None = None
         self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
         self._waits_for_judging = False
@@ -179,6 +182,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Be where the random numbers were when this epoch began before."""
         self._catch_up(state, control)
+        self._callbacks.begin()
         self._place.begin_epoch()
         self._epoch_began_at = state.global_step
         if self._randomness is None:

@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from piton_trainer.errors import BadConfig
+from piton_trainer.integrations.transformers_callbacks import Callbacks
 from piton_trainer.integrations.transformers_loader import EpochPlace
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ JUDGED = "is_judged"
 """Key of the losses: true if transformers had judged the evaluation of the step; earlier trainers saved before that."""
 EPOCH = "epoch"
 """Key of the losses: the epoch that the save was in, where this trainer or a later one has saved."""
+_CALLBACKS = "callbacks"
+"""Key of the losses: what callbacks of the user's keep."""
 LOSS = "loss"
 """The object of a checkpoint that has weights which are trained beside the model's."""
 _FEWEST = 0.001
@@ -61,9 +64,10 @@ class Losses:
     means of fewer steps (transformers#12942).
     """
 
-    def __init__(self, trainer: Any, place: EpochPlace) -> None:
+    def __init__(self, trainer: Any, place: EpochPlace, callbacks: Callbacks) -> None:
         self._trainer = trainer
         self._place = place
+        self._callbacks = callbacks
         self._at_the_end: dict[str, Any] | None = None
 
     @staticmethod
@@ -72,6 +76,10 @@ class Losses:
         return hasattr(trainer, "_finalize_training")
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the sums, the epoch, and what callbacks keep."""
+        return {**self._sums(), _CALLBACKS: self._callbacks.state_dict()}
+
+    def _sums(self) -> dict[str, Any]:
         """Return the sum of what was logged, the sum of what was not, the step of the last log, and the epoch."""
         trainer = self._trainer
         return self._at_the_end or {
@@ -88,10 +96,11 @@ class Losses:
         trainer._total_loss_scalar = state["logged"]  # noqa: SLF001
         trainer._tr_loss.fill_(state["not_logged"])  # noqa: SLF001
         trainer._globalstep_last_logged = state["logged_at"]  # noqa: SLF001
+        self._callbacks.load_state_dict(state.get(_CALLBACKS, {}))
 
     def mean(self) -> float:
         """Return the mean of all steps of the run."""
-        sums = self.state_dict()
+        sums = self._sums()
         return float((sums["logged"] + sums["not_logged"]) / max(self._trainer.state.global_step, 1))
 
     @contextmanager
@@ -101,7 +110,7 @@ class Losses:
         original = trainer._finalize_training  # noqa: SLF001
 
         def finalize(*args: Any, **kwargs: Any) -> TrainOutput:
-            self._at_the_end = self.state_dict()
+            self._at_the_end = self._sums()
             own_steps = max(trainer.state.global_step - trainer._initial_global_step, _FEWEST)  # noqa: SLF001
             # Versions before 5.20, 5.16 say, divide by all steps of the run.
             is_of_own = "num_steps_trained" in original.__func__.__code__.co_varnames

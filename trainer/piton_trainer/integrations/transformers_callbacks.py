@@ -1,0 +1,122 @@
+"""A user's callbacks of transformers, with what they keep: an average of the weights, say.
+
+transformers brings callbacks back that are ExportableState. Besides these, one that has `state_dict` and
+`load_state_dict` comes back here. Any other that holds tensors which change in the training is told of at a save.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer_callback import ExportableState
+
+from piton_trainer.checkpoint.format import codec
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = 64
+"""Tensors of a callback, and numbers of a tensor, that are compared."""
+
+
+class Callbacks:
+    """The callbacks of a Trainer that are a user's own, by names that are the same in each attempt."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._saved: Mapping[str, Any] = {}
+        self._begun: dict[str, Any] = {}
+        self._has_begun = False
+        self._told: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of those that have one; tell of those that change and have none."""
+        self._tell_of_changes()
+        states = ((name, self._state(name, item)) for name, item in self._own() if _has_state(item))
+        return {name: state for name, state in states if state is not None}
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Remember them until all callbacks have begun: they may make anew what they keep."""
+        self._saved = states
+
+    def begin(self) -> None:
+        """Put their states back, and look at what the others hold, once."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        saved, self._saved = self._saved, {}
+        for name, item in self._own():
+            if name in saved and _has_state(item):
+                try:
+                    item.load_state_dict(saved[name])
+                except Exception as error:  # noqa: BLE001 - it is a user's code, and trained without this before
+                    logger.warning("callback %s: it does not take its state and begins anew: %s", name, error)
+        self._begun = dict(self._objects())
+
+    def _own(self) -> Iterator[tuple[str, Any]]:
+        counts = Counter[str]()
+        for item in self._trainer.callback_handler.callbacks:
+            kind = type(item)
+            if not kind.__module__.startswith(("transformers.", "piton_trainer.")):
+                counts[kind.__name__] += 1
+                number = counts[kind.__name__]
+                yield kind.__name__ if number == 1 else f"{kind.__name__}.{number}", item
+
+    def _state(self, name: str, item: Any) -> Any:
+        """Return the state of a callback; None, which is told, if a checkpoint cannot hold it."""
+        flaws: dict[str, str] = {}
+        try:
+            state = item.state_dict()
+            codec.split(state, name, flaws=flaws)
+        except Exception as error:  # noqa: BLE001 - it is a user's code, and trained without this before
+            flaws = {name: f"its state_dict cannot be saved: {error}"}
+        if flaws and name not in self._told:
+            self._told.add(name)
+            logger.warning("callback %s: it begins anew after a resume: %s", name, next(iter(flaws.values())))
+        return None if flaws else state
+
+    def _tell_of_changes(self) -> None:
+        for name, now in self._objects():
+            if name not in self._told and now != self._begun.setdefault(name, now):
+                self._told.add(name)
+                logger.warning(
+                    "callback %s: its tensors change in the training and are in no checkpoint, so after a resume they "
+                    "begin anew; give the callback state_dict and load_state_dict, and Piton saves what they say",
+                    name,
+                )
+
+    def _objects(self) -> Iterator[tuple[str, Any]]:
+        """Yield a sample of the tensors of each attribute that no checkpoint has."""
+        known = set(map(_place, self._trainer.model.state_dict().values()))
+        for name, item in self._own():
+            if _has_state(item) or isinstance(item, ExportableState):
+                continue
+            for key, value in list(vars(item).items()):
+                own = [tensor for tensor in _tensors(value) if _place(tensor) not in known]
+                if own:
+                    yield f"{name}.{key}", [_sample(tensor) for tensor in own[:_SAMPLE]]
+
+
+def _has_state(item: Any) -> bool:
+    return callable(getattr(item, "state_dict", None)) and callable(getattr(item, "load_state_dict", None))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors of a module, a dict, a list, or any object with a `state_dict` of these."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [item for item in items if isinstance(item, Tensor)]
+
+
+def _place(value: Any) -> int | None:
+    return value.data_ptr() if isinstance(value, Tensor) else None
+
+
+def _sample(tensor: Tensor) -> Any:
+    if tensor.is_meta or tensor.is_sparse:
+        return None
+    return repr((tensor.shape, tensor.detach().reshape(-1)[:_SAMPLE].tolist()))  # a NaN is like any other
