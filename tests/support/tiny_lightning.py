@@ -37,6 +37,10 @@ class Ran:
     complete: Complete | None = None
 
 
+class Seen(list[tuple[float, ...]]):
+    """Batches of one attempt: no checkpoint has them, as it has a plain list of a module."""
+
+
 class Module(LightningModule):  # type: ignore[misc]
     """Something to train. `events` says what happens in which step (from 1)."""
 
@@ -44,7 +48,7 @@ class Module(LightningModule):  # type: ignore[misc]
         super().__init__()
         self.events = events
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
-        self.seen: list[tuple[float, ...]] = []
+        self.seen = Seen()
 
     def training_step(self, batch: Any, number: int) -> Tensor:
         x, y = batch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Sampler, Subset
 
+from piton_trainer.integrations.lightning_data import Makings
 from support import ends, resume
 from support import tiny_lightning as pl
 
@@ -105,9 +106,10 @@ def test_a_loader_that_is_made_anew_may_have_other_data(stop: int, tmp_path: Pat
     assert stopped.seen + resumed.seen == whole.seen
 
 
-def test_a_loader_of_an_earlier_epoch_that_is_made_again_is_told_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_loader_of_an_earlier_epoch_and_version_that_is_made_again_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Makings, "state_dict", lambda _: {})  # earlier versions did not save how loaders were made
     how: dict[str, Any] = {"kind": Counted, "brings_data": True, "validate": False}
     how |= {"reload_dataloaders_every_n_epochs": 2}
     for stop, is_told in ((3, False), (8, True), (12, False)):

@@ -30,7 +30,9 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.lightning_checkpoint import PATH, WEIGHTS, Made, Part, passed_through
+from piton_trainer.integrations.lightning_data import Makings, Wraps
 from piton_trainer.integrations.lightning_loops import Finders, Loops
+from piton_trainer.integrations.lightning_memory import Memory
 from piton_trainer.integrations.lightning_results import EpochMetrics
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
@@ -85,13 +87,19 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._session, self._randomness, self._known = session, None, {}
             self._patience, self._loaded_in, self._results = StepPatience(Clock()), None, EpochMetrics(trainer)
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
+            self._memory, self._wraps = Memory(trainer), Wraps()
+            self._makings = Makings(trainer, self._memory)
             marker = session.peek(MADE_BY)
             if marker is not None:
                 until_saved.enter_context(Finders(trainer).at_rest())
             done = {"batch": partial(self._batch_done, trainer), "epoch": partial(self._epoch_done, trainer)}
             try:
                 with Loops(trainer).followed(
-                    **done, is_whole=Made.is_whole(marker), has_metrics=Made.has_metrics(marker)
+                    **done,
+                    begun=self._begun,
+                    make=self._makings.make,
+                    is_whole=Made.is_whole(marker),
+                    has_metrics=Made.has_metrics(marker),
                 ):
                     go(ckpt_path if marker is None else PATH)
                 session.finish()  # wherever Lightning ends, it means to
@@ -142,7 +150,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         is_mid_epoch = loops.is_mid_epoch
         if is_mid_epoch:
             self._randomness.replay_epoch()
-            loops.skip()
+            loops.skip(partial(self._wraps.follow, loops.combined, self._randomness, is_replayed=True))
         else:
             loops.leave_epoch()
         self._randomness.catch_up()
@@ -165,6 +173,8 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """The batch is in hand."""
         if self._session is not None:
             self._session.begin_step()
+        if self._randomness is not None:
+            self._wraps.follow(Loops(trainer).combined, self._randomness)
         if self._gradients is not None:
             self._gradients.next_batch()
 
@@ -190,6 +200,12 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._report(trainer)
         if self._results is not None:
             self._results.end_epoch()
+
+    def _begun(self) -> None:
+        """All hooks of the start are done: have the parts of the training remember what they did."""
+        self._memory.begin_training()
+        self._memory.put_back()
+        self._makings.put_back()
 
     def _count_reloads(self, loops: Loops, *, will_reload: bool) -> None:
         """Have loaders that are due made from the random numbers of the save, and later ones in the same epochs."""
@@ -244,7 +260,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
     def _restore(self, trainer: Any, part: "Part") -> None:
         assert self._session is not None
         assert self._results is not None
-        own = {MADE_BY: Made(self._results), TRAINER: part}
+        own = {MADE_BY: Made(self._results, self._memory, self._makings, self._wraps), TRAINER: part}
         self._session.restore(per_rank=False, model=trainer.lightning_module, **own)
         self._is_restored = True
 

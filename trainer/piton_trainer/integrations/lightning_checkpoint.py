@@ -13,8 +13,11 @@ import lightning
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
+from piton_trainer.integrations.lightning_data import Makings, Wraps
 from piton_trainer.integrations.lightning_loops import Finders, Loops
+from piton_trainer.integrations.lightning_memory import Memory
 from piton_trainer.integrations.lightning_results import EpochMetrics
+from piton_trainer.state.refusals import Stateful
 from piton_trainer.training.step_patience import StepPatience
 
 logger = logging.getLogger(__name__)
@@ -34,17 +37,21 @@ _IS_WHOLE = "is_whole"
 """The key of the marker that says at which moment a checkpoint was made."""
 _RESULTS = "results"
 """The key of the metrics in the marker."""
+_MEMORY, _MAKINGS, _WRAPS = "memory", "makings", "wraps"
+"""Keys of what parts remember, and of when loaders were made and begun, in the marker."""
 
 
 class Made:
-    """A marker: a checkpoint was made here, with all of its step done. It has the metrics, of each rank its own."""
+    """A marker: a checkpoint was made here, with all of its step done. It has what each rank has of its own."""
 
-    def __init__(self, results: EpochMetrics) -> None:
+    def __init__(self, results: EpochMetrics, memory: Memory, makings: Makings, wraps: Wraps) -> None:
         self._results = results
+        self._parts: dict[str, Stateful] = {_MEMORY: memory, _MAKINGS: makings, _WRAPS: wraps}
 
     def state_dict(self) -> dict[str, Any]:
         """For who reads it."""
-        return {"version": str(lightning.__version__), _IS_WHOLE: True, _RESULTS: self._results.state_dict()}
+        own = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"version": str(lightning.__version__), _IS_WHOLE: True, _RESULTS: self._results.state_dict(), **own}
 
     @staticmethod
     def is_whole(marker: Any) -> bool:
@@ -59,6 +66,8 @@ class Made:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lightning looks at the version that its own part has."""
         self._results.load_state_dict(state.get(_RESULTS, {}))
+        for name, part in self._parts.items():
+            part.load_state_dict(state.get(name, {}))
 
 
 class Part:

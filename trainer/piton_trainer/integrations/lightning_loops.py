@@ -83,15 +83,34 @@ class Loops:
 
     @contextmanager
     def followed(
-        self, *, batch: Callable[[], None], epoch: Callable[[], None], is_whole: bool, has_metrics: bool
+        self,
+        *,
+        batch: Callable[[], None],
+        epoch: Callable[[], None],
+        begun: Callable[[], None],
+        make: Callable[[Callable[[], bool]], None],
+        is_whole: bool,
+        has_metrics: bool,
     ) -> Iterator[None]:
         """Have these called when Lightning has done all of a batch, its validation too, and all of an epoch.
 
-        No hook of a callback comes after those of the module and of all other callbacks. `is_whole` says that the
+        `begun` is called before the first epoch, and `make` in place of what makes loaders, which it is given; that
+        returns True if it has made any. No hook of a callback comes after those of the module and of all other
+        callbacks. `is_whole` says that the
         checkpoint was made at such a moment, `has_metrics` that it has what schedules look at: without it Lightning
         leaves ReduceLROnPlateau out in the first epoch after a resume.
         """
         batch_done, epoch_done = self._epoch.on_advance_end, self._fit.on_advance_end
+        on_run_start, setup_data = self._fit.on_run_start, self._fit.setup_data
+
+        def on_start() -> None:
+            on_run_start()
+            begun()
+
+        def make_loaders() -> bool:
+            before = self._fit._data_fetcher  # noqa: SLF001 - there is a new one for new loaders
+            setup_data()
+            return self._fit._data_fetcher is not before  # noqa: SLF001
 
         def on_batch(data_fetcher: Any) -> None:
             if is_whole and self._epoch._skip_next_val:  # noqa: SLF001 - a resume after a validation
@@ -107,10 +126,11 @@ class Loops:
             epoch()
 
         self._epoch.on_advance_end, self._fit.on_advance_end = on_batch, on_epoch
+        self._fit.on_run_start, self._fit.setup_data = on_start, lambda: make(make_loaders)
         try:
             yield
         finally:
-            del self._epoch.on_advance_end, self._fit.on_advance_end
+            del self._epoch.on_advance_end, self._fit.on_advance_end, self._fit.on_run_start, self._fit.setup_data
 
     def stop(self) -> None:
         """Have no further step taken."""
@@ -146,13 +166,17 @@ class Loops:
         """Begin the epoch's data anew."""
         iter(self._fit._data_fetcher)  # noqa: SLF001
 
-    def skip(self) -> None:
-        """Open the data, and take the batches that are done. Loaders with state are where they were already."""
+    def skip(self, opened: Callable[[], None]) -> None:
+        """Open the data, and take the batches that are done. Loaders with state are where they were already.
+
+        `opened` is called in between.
+        """
         if all(isinstance(loader, Stateful) for loader in self.loaders):
             return
         for loader in self.loaders:
             set_epoch(loader, self._fit.epoch_progress.current.processed)
         self.open_data()
+        opened()
         fetcher = self._fit._data_fetcher  # noqa: SLF001
         for _ in range(self._done):
             next(fetcher)
@@ -179,6 +203,11 @@ class Loops:
     def reload_as_of(self, loaded_in: int) -> None:
         """Have Lightning count from this epoch for making loaders anew; of those for a resume it counts from there."""
         self._fit._last_train_dl_reload_epoch = loaded_in  # noqa: SLF001
+
+    @property
+    def combined(self) -> Any:
+        """Lightning's loader around those that the loop has its data from."""
+        return self._fit._combined_loader  # noqa: SLF001
 
     @property
     def loaders(self) -> list[Any]:

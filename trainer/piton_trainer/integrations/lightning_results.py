@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.wrappers import MetricTracker
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _HOW = (
     *("add_dataloader_idx", "dataloader_idx", "metric_attribute"),
 )
 """The settings of a logged value that are numbers and texts."""
-_LOGGED, _METRICS, _SEEN, _RANKS = "logged", "metrics", "seen", "ranks"
+_LOGGED, _METRICS, _SEEN, _RANKS, _TRACKED = "logged", "metrics", "seen", "ranks", "tracked"
 
 
 class EpochMetrics:
@@ -39,6 +40,7 @@ class EpochMetrics:
         return {
             _RANKS: self._trainer.world_size,
             _LOGGED: [[key, _document(one)] for key, one in self._logged.items() if not one.has_reset],
+            _TRACKED: [[name, tracker.n_steps] for name, tracker in self._trackers()],
             _METRICS: [[name, _state(metric)] for name, metric in self._metrics() if metric._update_count],  # noqa: SLF001
             _SEEN: [[name, value] for name, value in self._seen.items() if isinstance(value, Tensor)],
         }
@@ -60,6 +62,8 @@ class EpochMetrics:
         elif is_mid_epoch:
             self._trainer._logger_connector._first_loop_iter = False  # noqa: SLF001 - the first batch clears them
             self._put_back_later(dict(saved.get(_LOGGED, ())), is_known=_RANKS in saved)
+        for name, steps in saved.get(_TRACKED, ()):
+            _grow(dict(self._trackers()).get(name), steps)
         metrics = dict(self._metrics())
         for name, state in saved.get(_METRICS, ()):
             if name in metrics:
@@ -129,6 +133,10 @@ class EpochMetrics:
         seen: dict[str, Any] = self._trainer._logger_connector._callback_metrics  # noqa: SLF001
         return seen
 
+    def _trackers(self) -> Iterator[tuple[str, Any]]:
+        named = self._trainer.lightning_module.named_modules()
+        return ((name, module) for name, module in named if isinstance(module, MetricTracker))
+
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
         named = self._trainer.lightning_module.named_modules()
         return ((name, module) for name, module in named if isinstance(module, Metric))
@@ -156,6 +164,12 @@ def _put_sums(one: Any, sums: Mapping[str, Tensor], device: Any) -> None:
         one.cumulated_batch_size = sums["size"].to(device)
     if "step" in sums:
         one._forward_cache = sums["step"].to(device)  # noqa: SLF001
+
+
+def _grow(tracker: Any, steps: int) -> None:
+    """Have a tracker begin so many metrics, as it has done before. Their states are put back after that."""
+    while tracker is not None and tracker.n_steps < steps:
+        tracker.increment()
 
 
 def _state(metric: Metric) -> dict[str, Any]:

@@ -1,0 +1,191 @@
+"""What modules, metrics and callbacks of Lightning keep in attributes of their own, after a resume."""
+
+from collections import defaultdict, deque
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+from lightning.pytorch.callbacks import Callback
+from torchmetrics import wrappers
+
+from piton_trainer.integrations.lightning_checkpoint import Made
+from support import ends, resume
+from support import tiny_lightning as pl
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own use of torch
+    pytest.mark.filterwarnings("ignore:.*`compute` method of metric"),
+]
+
+
+class Outputs(pl.Module):
+    """Lists of an epoch, as Lightning's guide has them, and a number that is the least of all epochs."""
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.outputs: list[torch.Tensor] = []
+        self.by_half: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self.newest: deque[float] = deque(maxlen=3)
+        self.least: Any = None
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        loss = super().training_step(batch, number)
+        self.outputs.append(loss)
+        self.by_half[number % 2].append(loss.detach())
+        self.newest.append(float(loss.detach()))
+        self.least = loss.detach() if self.least is None else torch.minimum(loss.detach(), self.least)
+        return loss * (1 + sum(self.newest))
+
+    def on_train_epoch_end(self) -> None:
+        halves = torch.stack([torch.stack(values).sum() for values in self.by_half.values()])
+        self.log("mean_epoch", torch.stack(self.outputs).mean() + halves.sum() + self.least)
+        self.outputs.clear()
+        self.by_half.clear()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.02)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.1, factor=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "mean_epoch"}}
+
+
+class Wrapped(pl.Module):
+    """Metrics around others."""
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.extremes = wrappers.MinMaxMetric(torchmetrics.MeanMetric())
+        self.tracker = wrappers.MetricTracker(torchmetrics.MeanSquaredError())
+        self.running = wrappers.Running(torchmetrics.SumMetric(), window=3)
+        self.copies = wrappers.BootStrapper(torchmetrics.MeanSquaredError(), num_bootstraps=2)
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        loss = super().training_step(batch, number)
+        if number == 0:
+            self.tracker.increment()
+        self.extremes(loss.detach())
+        for metric in (self.tracker, self.copies):
+            metric.update(loss.detach().reshape(1), torch.ones(1))
+        self.running.update(loss.detach())
+        self.log("running", self.running.compute())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict({f"extremes_{name}": value for name, value in self.extremes.compute().items()})
+        self.log_dict(self.copies.compute())
+        self.log("tracked", self.tracker.compute_all().sum())
+        self.copies.reset()
+
+
+class Average(Callback):  # type: ignore[misc]
+    """An average of the weights, in tensors by name, and a count."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.steps += 1
+        for name, value in pl_module.state_dict().items():
+            self.weights[name].lerp_(value, 1 / self.steps)
+
+
+class Copy(Callback):  # type: ignore[misc]
+    """A module of its own."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.copy = torch.nn.Linear(4, 8)
+        self.model = pl_module  # it is in the checkpoint
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.copy.weight.data.lerp_(pl_module.net[0].weight.data, 0.1)
+
+
+class Saving(Copy):
+    """It says itself what it keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.copy.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.copy.load_state_dict(state_dict)
+
+
+def logged(ran: pl.Ran) -> dict[str, float]:
+    """Return what callbacks see at the end."""
+    return {name: float(value) for name, value in ran.trainer.callback_metrics.items()}
+
+
+@resume.exact("Lightning: lists, numbers and small tensors that a module keeps in attributes")
+@resume.exact("Lightning: MinMaxMetric, MetricTracker, Running, BootStrapper of torchmetrics")
+@pytest.mark.parametrize("kind", [Outputs, Wrapped])
+def test_what_a_module_keeps_comes_back(kind: type[pl.Module], tmp_path: Path) -> None:
+    whole = pl.train(tmp_path / "whole", kind=kind)
+    for stop in (3, 8):
+        assert pl.train(tmp_path / str(stop), kind=kind, at={stop: ends.terminate}).code == 143
+        resumed = pl.train(tmp_path / str(stop), kind=kind)
+        assert (resumed.code, resumed.error, logged(resumed)) == (0, "", logged(whole)), stop
+        assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items()), stop
+
+
+@resume.exact("Lightning: numbers and tensors in the attributes of a callback without state_dict")
+def test_what_a_callback_keeps_comes_back(tmp_path: Path) -> None:
+    callbacks = {name: Average() for name in ("whole", "stopped", "resumed")}
+    pl.train(tmp_path / "whole", callbacks=[callbacks["whole"]])
+    pl.train(tmp_path / "parts", callbacks=[callbacks["stopped"]], at={7: ends.terminate})
+    pl.train(tmp_path / "parts", callbacks=[callbacks["resumed"]])
+    assert callbacks["resumed"].steps == callbacks["whole"].steps
+    for name, weight in callbacks["whole"].weights.items():
+        assert torch.equal(callbacks["resumed"].weights[name], weight)
+
+
+@resume.approximate("Lightning: a module inside of a callback without state_dict", "it begins anew, which is told")
+def test_a_module_of_a_callback_that_changes_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pl.train(tmp_path / "told", callbacks=[Copy()])
+    assert caplog.text.count("Copy.copy: it changes in the training and is in no checkpoint") == 1
+    assert "Copy.model" not in caplog.text
+    caplog.clear()
+    pl.train(tmp_path / "saved", callbacks=[Saving(), Average()])
+    assert "in no checkpoint" not in caplog.text
+
+
+class Odd(pl.Module):
+    """It keeps what no checkpoint can hold."""
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.itself: list[Any] = []
+        self.itself.append(self.itself)
+        self.sparse, self.objects = torch.eye(2).to_sparse(), [object()]
+        self.known = {"a", "b"}
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        self.objects.append(object())
+        self.sparse = self.sparse * 2
+        self.known.add(str(number))
+        return super().training_step(batch, number)
+
+
+def test_what_no_checkpoint_can_hold_is_told_of_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert pl.train(tmp_path, kind=Odd, at={7: ends.terminate}).code == 143
+    assert caplog.text.count("module.objects: it changes in the training and is in no checkpoint") == 1
+    resumed = pl.train(tmp_path, kind=Odd)
+    assert (resumed.code, resumed.error) == (0, "")
+    assert resumed.trainer.lightning_module.known == {"a", "b", *map(str, range(pl.BATCHES))}
+
+
+def test_a_checkpoint_of_an_earlier_version_has_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Made, "state_dict", partialmethod(_as_before, Made.state_dict))
+        assert pl.train(tmp_path, kind=Outputs, at={7: ends.terminate}).code == 143
+    assert pl.train(tmp_path, kind=Outputs).code == 0
+
+
+def _as_before(made: Any, state_dict: Any) -> dict[str, Any]:
+    return {name: part for name, part in state_dict(made).items() if name in ("version", "is_whole", "results")}

@@ -1,0 +1,297 @@
+"""What a module of Lightning, its callbacks and its data remember in attributes of their own, as a checkpoint holds it.
+
+    self.outputs.append(loss)    a list that is averaged when the epoch ends, as Lightning's guide has it
+    self.best = min(...)         a number, also of a callback, or of a metric that wraps another one
+
+Seen are numbers, texts, tensors, and lists, tuples, dicts, sets and deques of these, as far as they are not as the
+script has made them when the training begins. Callbacks with a `state_dict` and those of Lightning say their own state.
+Attributes that are other objects are told of where they hold tensors that change.
+"""
+
+import logging
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from piton_trainer.state.plain_values import is_plain, is_same, packed, unpacked
+
+logger = logging.getLogger(__name__)
+
+_NUMBERS_MAX, _ITEMS_MAX = 2**22, 2**16
+"""Numbers, and items, of an attribute that a checkpoint holds by itself: more belongs into a buffer."""
+_OF_A_STEP = 2**10
+"""Numbers of a tensor with a graph, as an attribute: a larger one is what a layer has computed, not what it keeps."""
+_TYPES = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
+_PLAIN, _TENSOR, _DEVICE, _KIND, _ITEMS, _LONGEST = "plain", "tensor", "device", "kind", "items", "longest"
+_ROWS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
+_DICTS: dict[str, Any] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter, "defaultdict": defaultdict}
+_KINDS = {kind: name for name, kind in (_ROWS | _DICTS).items()}
+_OF_LIGHTNING = ("lightning.", "pytorch_lightning.", "piton_trainer.")
+_SAMPLE = 64
+
+
+class Memory:
+    """Attributes of the parts of a training on this rank, by the names of the parts."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._made: dict[str, dict[str, Any]] = {}
+        """As the script has made them."""
+        self._kept: dict[str, dict[str, None]] = {}
+        """Those that were ever otherwise, in this attempt or before."""
+        self._saved: Mapping[str, Mapping[str, Any]] = {}
+        self._inside: dict[str, Any] = {}
+        self._told: set[str] = set()
+
+    def begin(self) -> None:
+        """Take parts that are new as the script has made them."""
+        for name, part in self._parts():
+            if name not in self._made:
+                self._made[name] = dict(_attributes(part))
+
+    def begin_training(self) -> None:
+        """Take all as the script has made it, but for the data: hooks may have set numbers for this attempt."""
+        parts = ((name, part) for name, part in self._parts() if not isinstance(part, LightningDataModule))
+        self._made |= {name: dict(_attributes(part)) for name, part in parts}
+        self._inside = dict(self._objects())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return them for a save, and tell of what is in no checkpoint."""
+        self._tell()
+        return self.capture()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember them until the training begins: its hooks may make some anew."""
+        self._saved = state
+        for name, values in state.items():
+            self._kept.setdefault(name, {}).update(dict.fromkeys(values))
+
+    def capture(self) -> dict[str, dict[str, Any]]:
+        """Return what is or was not as the script has made it."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, part in self._parts():
+            made, kept, now = self._made.get(name, {}), self._kept.setdefault(name, {}), dict(_attributes(part))
+            kept |= {key: None for key, value in now.items() if key not in made or not _is_same(value, made[key])}
+            if own := {key: now[key] for key in kept if key in now}:
+                found[name] = own
+        return found
+
+    def complete(self, memory: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return an earlier capture with what has changed since, as it was then."""
+        found = {name: dict(values) for name, values in memory.items()}
+        for name, keys in self._kept.items():
+            made = self._made.get(name, {})
+            if left := {key: made[key] for key in keys if key in made and key not in memory.get(name, {})}:
+                found[name] = left | found.get(name, {})
+        return found
+
+    def put_back(self, memory: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Make the parts what they were at a capture; at the save, unless one is given."""
+        memory, device = self._saved if memory is None else memory, self._trainer.strategy.root_device
+        for name, part in self._parts():
+            for key, saved in memory.get(name, {}).items():
+                if key not in _registered(part):
+                    _put(vars(part), key, saved, device)
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        for name, module in self._trainer.lightning_module.named_modules():
+            yield f"module.{name}" if name else "module", module
+        if self._trainer.datamodule is not None:
+            yield "datamodule", self._trainer.datamodule
+        counts = Counter[str]()
+        for callback in self._trainer.callbacks:
+            kind = type(callback)
+            counts[kind.__name__] += 1
+            if kind.state_dict is Callback.state_dict and not kind.__module__.startswith(_OF_LIGHTNING):
+                number = counts[kind.__name__]
+                yield kind.__name__ if number == 1 else f"{kind.__name__}.{number}", callback
+
+    def _objects(self) -> Iterator[tuple[str, Any]]:
+        """Yield a sample of each attribute with tensors that is in no checkpoint."""
+        known = set(map(_place, self._trainer.lightning_module.state_dict().values()))
+        for name, part in self._parts():
+            if _saves_itself(part):
+                continue
+            seen = dict(_attributes(part))
+            for key, value in _own(part):
+                if key in seen:
+                    continue
+                if isinstance(value, nn.Module) and not isinstance(part, nn.Module):
+                    own = [tensor for tensor in value.state_dict().values() if _place(tensor) not in known]
+                    yield f"{name}.{key}", list(map(_sample, own[:_SAMPLE])) or None
+                elif type(value) in _KINDS:
+                    yield f"{name}.{key}", len(value)
+                elif type(value) is Tensor and not value.requires_grad:
+                    yield f"{name}.{key}", _sample(value)
+
+    def _tell(self) -> None:
+        for name, now in self._objects():
+            if name in self._told or now == self._inside.setdefault(name, 0 if isinstance(now, int) else now):
+                continue
+            self._told.add(name)
+            logger.warning(
+                "%s: it changes in the training and is in no checkpoint, so after a resume it begins anew; save it in "
+                "state_dict and load_state_dict of a callback or of the data, in on_save_checkpoint and "
+                "on_load_checkpoint of a module, or keep it in a buffer",
+                name,
+            )
+
+
+class _Unseen(Exception):  # noqa: N818 - it is no error
+    """A value that a checkpoint does not hold by itself."""
+
+
+def _registered(part: Any) -> set[str]:
+    """Return the names of what a module has in its state: a script may have made a buffer of an attribute."""
+    kinds = (part._parameters, part._buffers, part._modules) if isinstance(part, nn.Module) else ()  # noqa: SLF001
+    return {name for kind in kinds for name in kind}
+
+
+def _saves_itself(part: Any) -> bool:
+    """True if hooks of a part save what they like."""
+    own = next((base for base in (LightningModule, LightningDataModule, Callback) if isinstance(part, base)), None)
+    name = "state_dict" if own is LightningDataModule else "on_save_checkpoint"
+    return own is not None and getattr(type(part), name, None) is not getattr(own, name, None)
+
+
+def _own(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that a part has beyond those of its framework."""
+    hidden = _hidden(part)
+    return ((key, value) for key, value in list(vars(part).items()) if key not in hidden)
+
+
+def _hidden(part: Any) -> frozenset[str]:
+    if isinstance(part, Metric):
+        return _names(Metric).union(part._defaults)  # noqa: SLF001 - they are saved as the metric's states
+    bases = (MetricCollection, LightningModule, LightningDataModule, nn.Module)
+    base = next((base for base in bases if isinstance(part, base)), None)
+    return frozenset() if base is None else _names(base)
+
+
+_NAMES: dict[type, frozenset[str]] = {}
+
+
+def _names(kind: type) -> frozenset[str]:
+    """Return the names of the attributes that any object of a kind has."""
+    if kind not in _NAMES:
+        special: dict[Any, Callable[[], Any]] = {Metric: _Bare, MetricCollection: lambda: MetricCollection([])}
+        _NAMES[kind] = frozenset(vars(special.get(kind, kind)())) | frozenset(vars(nn.Module()))
+    return _NAMES[kind]
+
+
+class _Bare(Metric):
+    """A metric with nothing of its own."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        """Take nothing."""
+
+    def compute(self) -> Any:
+        """Return nothing."""
+
+
+def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield copies of the attributes that are seen, as a checkpoint holds them."""
+    for key, value in _own(part):
+        if isinstance(value, Tensor) and value.requires_grad and value.numel() > _OF_A_STEP:
+            continue
+        try:
+            yield key, _packed(value, [_NUMBERS_MAX, _ITEMS_MAX])
+        except (_Unseen, RecursionError):
+            continue
+
+
+def _packed(value: Any, left: list[int]) -> dict[str, Any]:
+    """Return a copy of a value as JSON and tensors.
+
+    Args:
+        value: an attribute, or a part of one.
+        left: how many numbers and items it may have.
+
+    Raises:
+        _Unseen: it has more, or other things.
+    """
+    if type(value) is Tensor:
+        left[0] -= value.numel()
+        if (
+            value.layout is not torch.strided
+            or value.is_meta
+            or value.is_nested
+            or value.dtype not in _TYPES
+            or left[0] < 0
+        ):
+            raise _Unseen
+        copy = value.detach().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: copy, _DEVICE: value.device.type}
+    if type(value) not in _KINDS:
+        if not is_plain(value):
+            raise _Unseen
+        return {_PLAIN: packed(value)}
+    left[1] -= len(value)
+    if left[1] < 0 and not (type(value) in (list, tuple) and len(value) <= _NUMBERS_MAX and is_plain(value)):
+        raise _Unseen
+    if type(value) in (list, tuple) and is_plain(value):
+        return {_PLAIN: packed(value)}
+    name = _KINDS[type(value)]
+    if name in _DICTS:
+        if not all(type(key) in (str, int, bool, float, type(None)) for key in value):
+            raise _Unseen
+        items: list[Any] = [[key, _packed(item, left)] for key, item in value.items()]
+    else:
+        items = [_packed(item, left) for item in value]
+    longest = {_LONGEST: value.maxlen} if name == "deque" else {}
+    return {_KIND: name, _ITEMS: items, **longest}
+
+
+def _unpacked(saved: Mapping[str, Any], device: Any) -> Any:
+    if _PLAIN in saved:
+        return unpacked(saved[_PLAIN])
+    if _TENSOR in saved:
+        return saved[_TENSOR].clone().to("cpu" if saved[_DEVICE] == "cpu" else device)
+    if saved[_KIND] in _DICTS:
+        kind = dict if saved[_KIND] == "defaultdict" else _DICTS[saved[_KIND]]
+        return kind({key: _unpacked(item, device) for key, item in saved[_ITEMS]})
+    items = (_unpacked(item, device) for item in saved[_ITEMS])
+    return deque(items, saved[_LONGEST]) if saved[_KIND] == "deque" else _ROWS[saved[_KIND]](items)
+
+
+def _put(own: dict[str, Any], key: str, saved: Mapping[str, Any], device: Any) -> None:
+    """Set an attribute. What others may hold too is filled in place."""
+    value: Any = _unpacked(saved, device)
+    holder: Any = own.get(key)
+    if isinstance(holder, defaultdict) and isinstance(value, dict):
+        value = defaultdict(holder.default_factory, value)
+    if type(holder) is not type(value) or not isinstance(holder, list | dict | set | deque):
+        own[key] = value
+        return
+    if isinstance(holder, deque) and holder.maxlen != value.maxlen:
+        own[key] = value
+        return
+    holder.clear()
+    holder.extend(value) if isinstance(holder, list | deque) else holder.update(value)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    try:
+        return is_same(value, other)
+    except RuntimeError:  # tensors on two devices
+        return False
+
+
+def _place(value: Any) -> int | None:
+    """Return where a tensor lies."""
+    return value.data_ptr() if isinstance(value, Tensor) else None
+
+
+def _sample(tensor: Any) -> Any:
+    """Return some numbers of a tensor, for comparing it."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        return None
+    return repr((tensor.shape, tensor.detach().reshape(-1)[:_SAMPLE].tolist()))  # a NaN is like any other
