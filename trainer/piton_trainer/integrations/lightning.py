@@ -32,7 +32,7 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.lightning_checkpoint import PATH, WEIGHTS, Made, Part, passed_through
 from piton_trainer.integrations.lightning_data import Makings, Wraps
 from piton_trainer.integrations.lightning_loops import Finders, Loops
-from piton_trainer.integrations.lightning_memory import Memory
+from piton_trainer.integrations.lightning_memory import OwnAttributes
 from piton_trainer.integrations.lightning_results import EpochMetrics
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
@@ -87,7 +87,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._session, self._randomness, self._known = session, None, {}
             self._patience, self._loaded_in, self._results = StepPatience(Clock()), None, EpochMetrics(trainer)
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
-            self._memory, self._wraps = Memory(trainer), Wraps()
+            self._memory, self._wraps = OwnAttributes(trainer), Wraps()
             self._makings = Makings(trainer, self._memory)
             marker = session.peek(MADE_BY)
             if marker is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from piton_trainer.integrations.lightning_data import Makings, Wraps
 from piton_trainer.integrations.lightning_loops import Finders, Loops
-from piton_trainer.integrations.lightning_memory import Memory
+from piton_trainer.integrations.lightning_memory import OwnAttributes
 from piton_trainer.integrations.lightning_results import EpochMetrics
 from piton_trainer.state.refusals import Stateful
 from piton_trainer.training.step_patience import StepPatience
@@ -44,7 +44,7 @@ _MEMORY, _MAKINGS, _WRAPS = "memory", "makings", "wraps"
 class Made:
     """A marker: a checkpoint was made here, with all of its step done. It has what each rank has of its own."""
 
-    def __init__(self, results: EpochMetrics, memory: Memory, makings: Makings, wraps: Wraps) -> None:
+    def __init__(self, results: EpochMetrics, memory: OwnAttributes, makings: Makings, wraps: Wraps) -> None:
         self._results = results
         self._parts: dict[str, Stateful] = {_MEMORY: memory, _MAKINGS: makings, _WRAPS: wraps}
 

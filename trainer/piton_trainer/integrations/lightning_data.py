@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 
-from piton_trainer.integrations.lightning_memory import Memory
+from piton_trainer.integrations.lightning_memory import OwnAttributes
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.state.own_generators import OwnGenerators, is_generator
 from piton_trainer.state.rng import RandomNumbers
@@ -25,7 +25,7 @@ _BATCH = "batch"
 class Makings:
     """The newest making of the loaders of a Trainer: its epoch, its random numbers, and what the script remembered."""
 
-    def __init__(self, trainer: Any, memory: Memory) -> None:
+    def __init__(self, trainer: Any, memory: OwnAttributes) -> None:
         self._trainer = trainer
         self._memory = memory
         self._newest: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What a module of Lightning, its callbacks and its data remember in attributes of their own, as a checkpoint holds it.
+"""Attributes in which modules of Lightning, callbacks and data modules remember something, as a checkpoint holds them.
 
     self.outputs.append(loss)    a list that is averaged when the epoch ends, as Lightning's guide has it
     self.best = min(...)         a number, also of a callback, or of a metric that wraps another one
@@ -38,7 +38,7 @@ _OF_LIGHTNING = ("lightning.", "pytorch_lightning.", "piton_trainer.")
 _SAMPLE = 64
 
 
-class Memory:
+class OwnAttributes:
     """Attributes of the parts of a training on this rank, by the names of the parts."""
 
     def __init__(self, trainer: Any) -> None:

@@ -30,7 +30,7 @@ from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.integrations.transformers_callbacks import Callbacks
+from piton_trainer.integrations.transformers_callbacks import OwnCallbacks
 from piton_trainer.integrations.transformers_loader import EpochPlace, resumes_exactly
 from piton_trainer.integrations.transformers_state import (
     EPOCH,
@@ -140,7 +140,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
 
     def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
         self._session, self._trainer, self._place = session, trainer, EpochPlace(trainer)
-        self._callbacks = Callbacks(trainer)
+        self._callbacks = OwnCallbacks(trainer)
         self._randomness: Randomness | None = None
         self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
         self._waits_for_judging = False

@@ -20,7 +20,7 @@ _SAMPLE = 64
 """Tensors of a callback, and numbers of a tensor, that are compared."""
 
 
-class Callbacks:
+class OwnCallbacks:
     """The callbacks of a Trainer that are a user's own, by names that are the same in each attempt."""
 
     def __init__(self, trainer: Any) -> None:

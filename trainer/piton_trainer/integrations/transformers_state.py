@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from piton_trainer.errors import BadConfig
-from piton_trainer.integrations.transformers_callbacks import Callbacks
+from piton_trainer.integrations.transformers_callbacks import OwnCallbacks
 from piton_trainer.integrations.transformers_loader import EpochPlace
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Losses:
     means of fewer steps (transformers#12942).
     """
 
-    def __init__(self, trainer: Any, place: EpochPlace, callbacks: Callbacks) -> None:
+    def __init__(self, trainer: Any, place: EpochPlace, callbacks: OwnCallbacks) -> None:
         self._trainer = trainer
         self._place = place
         self._callbacks = callbacks
