@@ -111,7 +111,9 @@ class Wraps:
     def follow(self, combined: Any, randomness: Randomness, *, is_replayed: bool = False) -> None:
         """Look at the loaders of an epoch, once it is open. In one that is played again, wrap as before."""
         batches = combined._iterator  # noqa: SLF001
-        if not isinstance(batches, _MaxSizeCycle) or any(isinstance(item, _Followed) for item in batches.iterables):
+        if not isinstance(batches, _MaxSizeCycle) or len(batches.iterables) == 1:
+            return  # the only loader never wraps
+        if any(isinstance(item, _Followed) for item in batches.iterables):
             return
         saved = self._saved if is_replayed else {}
         self._newest = {}
