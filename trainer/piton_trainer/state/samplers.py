@@ -20,7 +20,7 @@ from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.built_parts import is_used_up, names_files, names_process, outline
-from piton_trainer.state.own_generators import parts_in
+from piton_trainer.state.own_generators import is_generator, parts_in
 from piton_trainer.state.plain_values import (
     copy_of,
     digest,
@@ -241,8 +241,12 @@ class _Sampler:
         return names_process(key, value) and not (key in self._made and is_same(value, self._made[key]))
 
     def _built(self, plain: Attributes) -> dict[str, Any]:
-        """Return the outlines of the other parts, as far as they are not as the script has made them."""
-        now = {key: outline(key, value) for key, value in list(self._own.items()) if key not in plain}
+        """Return the outlines of the other parts, as far as they are not as the script has made them.
+
+        Generators of random numbers are in the checkpoint by themselves.
+        """
+        others = ((key, value) for key, value in list(self._own.items()) if key not in plain)
+        now = {key: outline(key, value) for key, value in others if not is_generator(value)}
         return {key: found for key, found in now.items() if key not in self._outlines or found != self._outlines[key]}
 
     def _watch(self, built: dict[str, Any], own: Attributes) -> None:

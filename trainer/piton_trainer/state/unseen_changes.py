@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piton_trainer.state.built_parts import iterators_in, outline, place_of, says_state
+from piton_trainer.state.built_parts import iterators_in, place_of, says_state
 from piton_trainer.state.own_generators import is_generator
 from piton_trainer.state.plain_values import is_array, is_plain, is_small
 from piton_trainer.state.row_makers import is_data
@@ -29,6 +29,7 @@ _DEEP = 3
 _DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
 _ROWS = frozenset({list, tuple, deque})
 _KEPT = frozenset({Counter, deque, set, frozenset})
+"""What makers of rows are told of: other objects in them, such as tokenizers and loggers, change as they like."""
 
 
 class UnseenChanges:
@@ -55,10 +56,10 @@ class UnseenChanges:
             if not is_plain(value) and not self._is_seen(value)
         }
         now |= {
-            f"{name}.{key}": _outline(value, 1) if type(value) in _KEPT else outline(key, value)
+            f"{name}.{key}": _outline(value, 1)
             for name, maker in self._makers.items()
             for key, value in list(vars(maker).items())
-            if not is_small(value) and not self._is_seen(value) and not is_data(key, value)
+            if type(value) in _KEPT and not is_small(value) and not self._is_seen(value) and not is_data(key, value)
         }
         for name in now.keys() & self._before.keys() - self._told:
             if now[name] != self._before[name]:
