@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 import piton_trainer
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.save import plan
-from piton_trainer.state import state_dicts, tracked_objects
+from piton_trainer.state import state_dicts, tracked_optimizers
 from piton_trainer.state.optimizers import stateless
 from piton_trainer.state.state_dicts import parameters_by_name
 from piton_trainer.state.tracked_objects import TrackedObjects
@@ -231,7 +231,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def counted_walks(patch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
     count_calls(patch, state_dicts, "get_model_state_dict", counted)
-    count_calls(patch, tracked_objects, "get_optimizer_state_dict", counted)
+    count_calls(patch, tracked_optimizers, "get_optimizer_state_dict", counted)
     return counted
 
 

@@ -23,6 +23,8 @@ from torch.optim import Optimizer
 
 from piton.contract import InputError
 from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.format.strides import by_rows
+from piton_trainer.state.optimizer_values import keep_strides, keep_types, load
 from piton_trainer.state.state_dicts import parameters_by_name
 
 logger = logging.getLogger(__name__)
@@ -130,6 +132,7 @@ def restore(
     given: Given,
     parameters: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
+    strides: Mapping[str, Sequence[int]],
     trained: Iterable[str],
 ) -> list[str]:
     """Put a saved state into an optimizer; return what is to be told.
@@ -141,6 +144,7 @@ def restore(
         given: what the script gives it in this attempt.
         parameters: those of the model, by all of their names.
         dtypes: of the model's parameters in the checkpoint, by name.
+        strides: of the model's parameters in the checkpoint, by name, unless they lay by rows.
         trained: names of the parameters of all optimizers in the checkpoint. Those that another one has leave this one.
 
     Raises:
@@ -150,9 +154,11 @@ def restore(
     is_by_name = all(isinstance(param, str) for group in saved[_GROUPS] for param in group[_PARAMS])
     if not is_by_name:
         _expect_same_sizes(optimizer, saved, name)
-        _load(optimizer, {_STATE: saved[_STATE], _GROUPS: saved[_GROUPS]})
+        load(optimizer, {_STATE: saved[_STATE], _GROUPS: saved[_GROUPS]})
         entries = dict(enumerate(parameters_of(optimizer)))
-        _keep_types(optimizer, {id(entries[number]): entry for number, entry in saved[_STATE].items()}, changed=set())
+        values = {id(entries[number]): entry for number, entry in saved[_STATE].items()}
+        keep_types(optimizer, values, changed=set())
+        keep_strides(optimizer, values, {})
         return []
     groups, told = _arrange(optimizer, saved, name, parameters, trained)
     told += _changes(saved, name, given)
@@ -160,17 +166,13 @@ def restore(
     held = {fqn: parameters[fqn] for fqn in saved[_STATE]}
     state = {places[id(parameter)]: saved[_STATE][fqn] for fqn, parameter in held.items()}
     numbered = [{**group, _PARAMS: [places[id(parameter)] for parameter in group[_PARAMS]]} for group in groups]
-    _load(optimizer, {_STATE: state, _GROUPS: numbered})
+    load(optimizer, {_STATE: state, _GROUPS: numbered})
     changed = {id(parameter) for fqn, parameter in held.items() if dtypes.get(fqn, parameter.dtype) != parameter.dtype}
-    _keep_types(optimizer, {id(parameter): saved[_STATE][fqn] for fqn, parameter in held.items()}, changed=changed)
+    values = {id(parameter): saved[_STATE][fqn] for fqn, parameter in held.items()}
+    keep_types(optimizer, values, changed=changed)
+    there = {id(parameter): tuple(strides.get(fqn, by_rows(parameter.shape))) for fqn, parameter in held.items()}
+    keep_strides(optimizer, values, there)
     return told
-
-
-def _load(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict and keep the defaults of the script: torch adds some, which groups added later would get."""
-    defaults = dict(optimizer.defaults)
-    optimizer.load_state_dict(state)
-    optimizer.defaults = defaults
 
 
 def _arrange(
@@ -284,21 +286,6 @@ def _expect_same_sizes(optimizer: Optimizer, saved: Mapping[str, Any], name: str
             f"{_listed(here)}; give it the same groups before session.restore(), or call the model `model` there, so "
             "that parameters have names"
         )
-
-
-def _keep_types(optimizer: Optimizer, saved: Mapping[int, Mapping[str, Any]], *, changed: set[int]) -> None:
-    """Put back the tensors that torch has cast to the type of their parameter: momenta in fp32 of weights in bf16.
-
-    Those of parameters in `changed`, which have another type than in the checkpoint, keep the new one.
-    """
-    for parameter in parameters_of(optimizer):
-        live = optimizer.state.get(parameter, {})
-        for key, value in saved.get(id(parameter), {}).items():
-            now = live.get(key) if isinstance(live, Mapping) else None
-            if key == "step" or id(parameter) in changed or not isinstance(now, Tensor):
-                continue
-            if isinstance(value, Tensor) and now.dtype != value.dtype:
-                live[key] = value.to(now.device)
 
 
 def _take_no_group_twice(optimizer: Optimizer, theirs: Iterable[int]) -> None:

@@ -24,13 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.format import codec, strides
 
 Captured = tuple[Any, dict[str, Tensor]]
 """A state as JSON, and its tensors by key, as `codec.split` gives it; but the tensors are not detached."""
 
 WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 """Parts of names that torch.compile and activation checkpointing add, and that torch's state dicts omit."""
+_EXTRA_STATE = "_extra_state"
 _STATE_METHODS = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _CONTAINERS = _PARAMETERS, _BUFFERS, _CHILDREN = [attrgetter(name) for name in ("_parameters", "_buffers", "_modules")]
 _VALUES = methodcaller("values")
@@ -100,6 +101,7 @@ class OptimizerState:
             ],
         }
         signature = [_is_plain_optimizer(optimizer), groups, list(entries), list(map(tuple, entries.values())), kinds]
+        signature.append(_strides_of(values) if all(kinds) else None)
         if signature != self._signature:
             self._is_known = _is_plain_optimizer(optimizer) and _is_same(states, read())
             document, tensors = self.split(entries, "/state") if all(kinds) else ({}, {})
@@ -170,7 +172,10 @@ class _Structure:
         signature += [list(chain.from_iterable(kind)) for kind in contents]
         signature += [children, types, list(map(is_, values, repeat(None)))]
         signature += [list(map(frozenset, map(_NOT_SAVED, modules))), list(map(len, map(_HOOKS, modules)))]
-        signature += [list(map(_has_no_own_state, modules))]
+        signature += [
+            list(map(_has_no_own_state, modules)),
+            _strides_of(value for value in values if value is not None),
+        ]
         signature += [[getattr(kind, name) for kind in dict.fromkeys(types) for name in _STATE_METHODS]]
         return signature, values
 
@@ -239,6 +244,25 @@ def freeze_as(name: str, module: nn.Module, frozen: Collection[str]) -> list[str
     ]
 
 
+def in_place(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of a module whose parameters and buffers are filled where they are, with their strides."""
+    return {
+        name: part if name.rpartition(".")[2] == _EXTRA_STATE else codec.without_strides(part)
+        for name, part in document.items()
+    }
+
+
+def lay_out_buffers(module: nn.Module, document: Mapping[str, Any]) -> None:
+    """Give the buffers of a module the strides that they had at the save; a script may have replaced them since."""
+    for part, _, fqn in _walk(module, "", ""):
+        for name, buffer in _BUFFERS(part).items():
+            own = codec.strides_in(document.get(fqn + name))
+            if isinstance(buffer, Tensor) and own is not None and len(own) == buffer.dim():
+                laid_out = strides.laid_out(buffer, own)
+                if laid_out is not buffer:  # the object stays: others may hold it, such as DistributedDataParallel
+                    buffer.data = laid_out
+
+
 def walked_names(modules: Iterable[nn.Module]) -> dict[int, str]:
     """Return the names of parameters by `id`, as a restore finds them, also where only torch knows those of a state."""
     return {id(value): fqn for module in modules for fqn, value in reversed(parameters_by_name(module).items())}
@@ -269,6 +293,11 @@ def _is_plain_optimizer(optimizer: Optimizer) -> bool:
     """True if its state is what it holds, by parameter."""
     has_own = type(optimizer).state_dict is not Optimizer.state_dict or "state_dict" in vars(optimizer)
     return not has_own and not any(_OPTIMIZER_HOOKS(optimizer))
+
+
+def _strides_of(tensors: Iterable[Tensor]) -> list[object]:
+    """Return the strides of tensors, which are a part of their document; None for those that have no strides."""
+    return [tensor.stride() if tensor.layout is torch.strided and not tensor.is_nested else None for tensor in tensors]
 
 
 def _is_same(one: object, other: object) -> bool:

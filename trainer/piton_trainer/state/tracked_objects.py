@@ -5,16 +5,14 @@ tensors stay sharded, so that another world size can load them. Anything else br
 `load_state_dict`; `torch.Generator`s are understood as well.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import starmap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
     set_model_state_dict,
 )
 from torch.optim import Optimizer
@@ -26,13 +24,8 @@ from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.optimizers import (
-    Given,
-    names_of,
     optimizers_of,
     parameters_of,
-    restore,
-    stateless,
-    templates,
     wrapped_in,
 )
 from piton_trainer.state.refusals import casts, checked, flaw_of, parts_of_module, rebuilt, refusing, switched
@@ -40,13 +33,14 @@ from piton_trainer.state.roles import Roles, is_spread, like_shards, steady_of
 from piton_trainer.state.state_dicts import (
     Captured,
     ModuleState,
-    OptimizerState,
     freeze_as,
     frozen_names,
+    in_place,
+    lay_out_buffers,
     parameters_by_name,
     state_of,
-    walked_names,
 )
+from piton_trainer.state.tracked_optimizers import TrackedOptimizers
 
 MODEL, EMA = WEIGHTS
 LOADER = "loader"
@@ -64,14 +58,7 @@ class TrackedObjects:
         self.flaws = dict(filter(None, starmap(flaw_of, self._objects.items())))
         """Parts of what has been captured that would not come back, and what to do, by key."""
         self._modules = {name: ModuleState(module, name, self.flaws) for name, module in modules.items()}
-        self._optimizers = {
-            name: [
-                OptimizerState(one, f"{name}/{number}", self.flaws) for number, one in enumerate(optimizers_of(value))
-            ]
-            for name, value in self._objects.items()
-            if optimizers_of(value)
-        }
-        self._given = {name: list(map(Given.of, optimizers_of(self._objects[name]))) for name in self._optimizers}
+        self._optimizers = TrackedOptimizers(self._objects, self._modules, self.flaws)
         self._built: dict[str, Any] = {}
         """Names of the parts of modules at their first capture."""
         self._roles: Roles | None = None
@@ -200,8 +187,8 @@ class TrackedObjects:
             fresh |= dict.fromkeys(codec.keys(document))
             if isinstance(value, nn.Module):
                 live |= parts_of_module(name, value, document)
-            elif optimizers := optimizers_of(value):
-                own_live, own_fresh = self._momenta(name, optimizers, document)
+            elif name in self._optimizers:
+                own_live, own_fresh = self._optimizers.momenta(name, document)
                 live |= own_live
                 fresh |= own_fresh
             elif name != LOADER and self._has_shards:
@@ -252,14 +239,16 @@ class TrackedObjects:
         for name, value in self._objects.items():
             if documents.get(name) is None:
                 continue
-            state = codec.join(documents[name], tensors.__getitem__)
+            document = in_place(documents[name]) if isinstance(value, nn.Module) else documents[name]
+            state = codec.join(document, tensors.__getitem__)
             with refusing(name, "take"):
                 if isinstance(value, nn.Module):
                     if state:
                         set_model_state_dict(value, state)
+                    lay_out_buffers(value, documents[name])
                     told += casts(name, state, dtypes)
-                elif optimizers_of(value):
-                    told += self._restore_optimizers(name, state, dtypes, documents)
+                elif name in self._optimizers:
+                    told += self._optimizers.restore(name, state, dtypes, documents)
                 elif isinstance(value, torch.Generator):
                     value.set_state(state["generator"])
                 else:
@@ -269,80 +258,9 @@ class TrackedObjects:
 
     def _captured(self, name: str) -> Captured:
         """The state of an object that is no module; those are captured by now."""
-        value = self._objects[name]
-        if not optimizers_of(value):
-            return self.split(state_of(value), name)
-        parts = [
-            self._optimizer_state(optimizer, state)
-            for optimizer, state in zip(optimizers_of(value), self._optimizers[name], strict=True)
-        ]
-        given = [optimizer.to_document() for optimizer in self._given[name]]
-        documents = [{**document, **own} for (document, _), own in zip(parts, given, strict=True)]
-        return documents, {key: tensor for _, own in parts for key, tensor in own.items()}
-
-    def _optimizer_state(self, optimizer: Optimizer, state: OptimizerState) -> Captured:
-        home = self._home(optimizer)
-        names = None if home is None else self._modules[home].names
-        if home is None and any(map(is_spread, parameters_of(optimizer))):
-            self.flaws[state.key] = f"{state.key} holds shards of several modules; name one that has them all, as model"
-        if home is None or not optimizer.state:
-            # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return state.split(stateless(optimizer, names or walked_names(self.modules(home or MODEL).values())))
-        read = partial(get_optimizer_state_dict, self._objects[home], optimizer)
-        try:
-            return state.split(read()) if names is None else state.capture(names, read)
-        except KeyError as error:
-            raise InputError(
-                "an optimizer holds parameters that are not the model's; put them into the model"
-            ) from error
-
-    def _home(self, optimizer: Optimizer) -> str | None:
-        """Return the name of the module that has all parameters of an optimizer; the model's where none has."""
-        held = set(map(id, parameters_of(optimizer)))
-        for name in sorted(self._modules, key=lambda name: name != MODEL):
-            if held.issubset(self._modules[name].names or walked_names([self._objects[name]])):
-                return name
-        return MODEL if MODEL in self._modules else None
-
-    def _saved_with(self, home: str | None, documents: Mapping[str, Any]) -> Iterator[Any]:
-        """Yield the saved states of the optimizers of a module."""
-        for name in self._optimizers:
-            both = zip(optimizers_of(self._objects[name]), documents[name], strict=False)
-            yield [saved for optimizer, saved in both if self._home(optimizer) == home]
-
-    def _momenta(
-        self, name: str, optimizers: Sequence[Optimizer], document: Any
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the state that cannot be created anew: momenta that are sharded like their parameters, or on a GPU."""
-        if len(document) != len(optimizers):
-            raise InputError(
-                f"the checkpoint has {len(document)} optimizers as {name}, the script has {len(optimizers)}"
-            )
-        live: dict[str, Tensor] = {}
-        fresh: dict[str, Tensor] = {}
-        for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
-            home = self._home(optimizer)
-            if home is None or not saved["state"]:
-                continue
-            like = templates(self._objects[home], optimizer, saved, f"{name}/{number}")
-            (live if optimizer.state else fresh).update(like)
-        return live, fresh
-
-    def _restore_optimizers(
-        self, name: str, states: Sequence[Any], dtypes: Mapping[str, torch.dtype], documents: Mapping[str, Any]
-    ) -> list[str]:
-        told, optimizers = [], optimizers_of(self._objects[name])
-        for number, (optimizer, saved) in enumerate(zip(optimizers, states, strict=True)):
-            home = self._home(optimizer)
-            parameters = {} if home is None else parameters_by_name(self._objects[home])
-            types = {key.removeprefix(f"{home}/"): kind for key, kind in dtypes.items() if key.startswith(f"{home}/")}
-            trained = names_of(self._saved_with(home, documents))
-            given, called = self._given[name][number], name if len(optimizers) == 1 else f"{name}[{number}]"
-            told += restore(
-                optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types, trained=trained
-            )
-            self._given[name][number] = given.after(saved)
-        return told
+        if name in self._optimizers:
+            return self._optimizers.capture(name)
+        return self.split(state_of(self._objects[name]), name)
 
 
 def _is_ours(name: str, value: Any) -> bool:

@@ -1,8 +1,9 @@
 """State as JSON plus tensors, so that nothing has to be pickled.
 
 `split` replaces the tensors in nested state by `{"$tensor": key}`; `join` puts them back. Values that JSON would change
-(tuples, keys that are not strings, see `containers`) are marked, so that the state is restored unchanged, in its types
-as well. What would come back as something else is a flaw: `split` says which, and what to do.
+(tuples, keys that are not strings, see `containers`) are marked, and so are tensors whose numbers do not lie by rows
+(`strides`), so that the state is restored unchanged, in its types as well. What would come back as something else is a
+flaw: `split` says which, and what to do.
 """
 
 import json
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from piton.contract import InputError
-from piton_trainer.checkpoint.format import containers
+from piton_trainer.checkpoint.format import containers, strides
 
 _TENSOR, _TUPLE, _ITEMS, _COUNTER, _NUMBER = "$tensor", "$tuple", "$items", "$counter", "$number"
 
@@ -78,14 +79,16 @@ def split(
 def join(document: Any, tensor: Callable[[str], Tensor], *, is_exact: bool = True) -> Any:
     """Reassemble the state that `split` took apart; `tensor` returns a tensor by its key.
 
-    Where it is not to be exact there are plain tuples, dicts and numbers only, for programs that know nothing else.
+    Where it is not to be exact there are plain tuples, dicts and numbers only, for programs that know nothing else, and
+    tensors have the strides that `tensor` gives them.
     """
     if isinstance(document, list):
         return [join(item, tensor, is_exact=is_exact) for item in document]
     if not isinstance(document, dict):
         return document
     if _TENSOR in document:
-        return tensor(document[_TENSOR])
+        found, own = tensor(document[_TENSOR]), strides_in(document)
+        return strides.laid_out(found, own) if is_exact and own is not None else found
     kind = document if is_exact else {}
     if _NUMBER in document:
         return containers.number(document[_NUMBER], document[containers.TYPE]) if is_exact else document[_NUMBER]
@@ -104,6 +107,17 @@ def keys(document: Any) -> list[str]:
         return [document[_TENSOR]]
     parts = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
     return [key for part in parts for key in keys(part)]
+
+
+def strides_in(document: Any) -> list[int] | None:
+    """Return the strides of a tensor that a document refers to; None if its numbers lie by rows."""
+    own: list[int] | None = document.get(strides.STRIDE) if isinstance(document, dict) else None
+    return own
+
+
+def without_strides(document: Any) -> Any:
+    """Return the document of a tensor as it is that of one by rows; any other document as it is."""
+    return {_TENSOR: document[_TENSOR]} if strides_in(document) is not None else document
 
 
 def is_array(tensor: Tensor) -> bool:
@@ -175,8 +189,9 @@ class _Parts:
             key += "'"
         if (flaw := _flaw_of(value, in_place=self._in_place)) is not None:
             self._flaws[key] = f"{key} {flaw}"
-        self.tensors[key] = _plain(value.detach())
-        return {_TENSOR: key}
+        self.tensors[key] = plain = _plain(value.detach())
+        own = strides.of(plain)
+        return {_TENSOR: key} if own is None else {_TENSOR: key, strides.STRIDE: own}
 
     def _named(self, value: object, key: str, base: str) -> dict[str, Any]:
         named = containers.named(value)
