@@ -1,6 +1,7 @@
 """Values that a saved state puts into an optimizer, as they were at the save: torch changes the types of some."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -15,9 +16,10 @@ Strides = tuple[int, ...]
 
 def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a state dict and keep the defaults of the script: torch adds some, which groups added later would get."""
-    defaults = dict(optimizer.defaults)
+    defaults = dict(getattr(optimizer, "defaults", {}))
     optimizer.load_state_dict(state)
-    optimizer.defaults = defaults
+    with suppress(AttributeError):  # a wrapper may show those of the optimizer inside
+        optimizer.defaults = defaults
 
 
 def keep_types(optimizer: Optimizer, saved: Mapping[int, Mapping[str, Any]], *, changed: set[int]) -> None:

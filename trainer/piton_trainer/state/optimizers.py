@@ -10,7 +10,7 @@ attempt, the checkpoint's value is used. What differs is told.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -134,6 +134,7 @@ def restore(
     dtypes: Mapping[str, torch.dtype],
     strides: Mapping[str, Sequence[int]],
     trained: Iterable[str],
+    load: Callable[[Optimizer, dict[str, Any]], None] = load,
 ) -> list[str]:
     """Put a saved state into an optimizer; return what is to be told.
 
@@ -146,6 +147,7 @@ def restore(
         dtypes: of the model's parameters in the checkpoint, by name.
         strides: of the model's parameters in the checkpoint, by name, unless they lay by rows.
         trained: names of the parameters of all optimizers in the checkpoint. Those that another one has leave this one.
+        load: puts a state dict by numbers into it.
 
     Raises:
         ValueError: it is a state of another kind of optimizer, or of other parameters.
@@ -196,7 +198,7 @@ def _arrange(
     for group in saved[_GROUPS]:
         members = [parameters[fqn] for fqn in group[_PARAMS]]
         like = next((owners[id(parameter)] for parameter in members if id(parameter) in owners), {})
-        groups.append({**optimizer.defaults, **like, **group, _PARAMS: members})
+        groups.append({**_defaults(optimizer), **like, **group, _PARAMS: members})
     theirs = {id(parameter) for group in groups for parameter in group[_PARAMS]}
     known = theirs | {id(parameters[fqn]) for fqn in trained if fqn in parameters}
     rests = [[parameter for parameter in group[_PARAMS] if id(parameter) not in known] for group in live]
@@ -260,7 +262,7 @@ def _expect_same_kind(optimizer: Optimizer, saved: Mapping[str, Any], name: str)
     """
     there = {key for group in saved[_GROUPS] for key in group} - _OF_OTHERS - {_PARAMS}
     here = {key for group in _groups(optimizer) for key in group} - _OF_OTHERS - {_PARAMS}
-    lacks, extra = sorted(optimizer.defaults.keys() - there), sorted(there - here - optimizer.defaults.keys())
+    lacks, extra = sorted(_defaults(optimizer).keys() - there), sorted(there - here - _defaults(optimizer).keys())
     kind, live = saved.get(_CLASS), Given.of(optimizer).kind
     is_other = bool(lacks and extra) if kind is None else kind != live and bool(lacks or extra)
     if not is_other or not there:
@@ -307,6 +309,11 @@ def _take_no_group_twice(optimizer: Optimizer, theirs: Iterable[int]) -> None:
 def _is_ordinary(parameter: Tensor) -> bool:
     """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
     return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
+
+
+def _defaults(optimizer: Optimizer) -> Group:
+    """Return the settings of a group that says none; some wrappers of optimizers have not any."""
+    return getattr(optimizer, "defaults", {})
 
 
 def _groups(optimizer: Optimizer) -> list[Group]:

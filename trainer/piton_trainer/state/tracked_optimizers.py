@@ -3,7 +3,8 @@
 The module of an optimizer is the one that has all of its parameters. Parameters that none has go by number.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,17 @@ from torch.optim import Optimizer
 from piton.contract import InputError
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
+from piton_trainer.state.held_optimizers import (
+    ATTRIBUTES,
+    INSIDE,
+    Attributes,
+    can_be_taken,
+    held_by,
+    held_state,
+    load_in_place,
+    says_otherwise,
+)
+from piton_trainer.state.optimizer_values import load
 from piton_trainer.state.optimizers import (
     Given,
     names_of,
@@ -33,6 +45,8 @@ from piton_trainer.state.state_dicts import (
     walked_names,
 )
 
+logger = logging.getLogger(__name__)
+
 MODEL = WEIGHTS[0]
 
 
@@ -48,18 +62,21 @@ class TrackedOptimizers:
             flaws: gets parts that would not come back, and what to do, by key.
         """
         self._objects, self._modules, self._flaws = objects, modules, flaws
-        self._states = {
-            name: [OptimizerState(one, f"{name}/{number}", flaws) for number, one in enumerate(optimizers_of(value))]
+        known = {id(optimizer) for value in objects.values() for optimizer in optimizers_of(value)}
+        self._own = {
+            name: [
+                _Optimizer(one, f"{name}/{number}", flaws, known=known)
+                for number, one in enumerate(optimizers_of(value))
+            ]
             for name, value in objects.items()
             if optimizers_of(value)
         }
-        self._given = {name: list(map(Given.of, optimizers_of(objects[name]))) for name in self._states}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._states
+        return name in self._own
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._states)
+        return iter(self._own)
 
     def capture(self, name: str) -> Captured:
         """Return the state of the optimizers of this name; those of all modules are captured by now.
@@ -67,13 +84,8 @@ class TrackedOptimizers:
         Raises:
             ValueError: an optimizer holds what a checkpoint cannot hold.
         """
-        parts = [
-            self._captured(optimizer, state)
-            for optimizer, state in zip(optimizers_of(self._objects[name]), self._states[name], strict=True)
-        ]
-        given = [optimizer.to_document() for optimizer in self._given[name]]
-        documents = [{**document, **own} for (document, _), own in zip(parts, given, strict=True)]
-        return documents, {key: tensor for _, own in parts for key, tensor in own.items()}
+        parts = [self._captured(one) for one in self._own[name]]
+        return [document for document, _ in parts], {key: tensor for _, own in parts for key, tensor in own.items()}
 
     def momenta(self, name: str, document: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the state that cannot be created anew: momenta that are sharded like their parameters, or on a GPU.
@@ -90,7 +102,7 @@ class TrackedOptimizers:
         fresh: dict[str, Tensor] = {}
         for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
             home = self._home(optimizer)
-            if home is None or not saved["state"]:
+            if home is None or not saved["state"] or self._is_taken(self._own[name][number]):
                 continue
             like = templates(self._objects[home], optimizer, saved, f"{name}/{number}")
             (live if optimizer.state else fresh).update(like)
@@ -110,19 +122,46 @@ class TrackedOptimizers:
         Raises:
             ValueError: an optimizer refuses its state.
         """
-        told, optimizers = list[str](), optimizers_of(self._objects[name])
-        for number, (optimizer, saved) in enumerate(zip(optimizers, states, strict=True)):
-            called = name if len(optimizers) == 1 else f"{name}[{number}]"
-            told += self._restore(optimizer, saved, called, self._given[name][number], dtypes, documents)
-            self._given[name][number] = self._given[name][number].after(saved)
+        told = list[str]()
+        for number, (one, saved) in enumerate(zip(self._own[name], states, strict=True)):
+            called = name if len(self._own[name]) == 1 else f"{name}[{number}]"
+            told += self._restore(one, saved, called, dtypes, documents)
         return told
 
-    def _captured(self, optimizer: Optimizer, state: OptimizerState) -> Captured:
-        home = self._home(optimizer)
+    def _captured(self, one: "_Optimizer") -> Captured:
+        document, tensors = self._taken(one) if self._is_taken(one) else self._said(one)
+        document = {**document, **one.given.to_document()}
+        if not self._is_taken(one):
+            return document, tensors
+        attributes, more = one.state.split(one.attributes.capture(), f"/{ATTRIBUTES}")
+        document |= {ATTRIBUTES: attributes} if attributes else {}
+        parts = {path: self._captured(inner) for path, inner in one.inside.items()}
+        document |= {INSIDE: {path: part for path, (part, _) in parts.items()}} if parts else {}
+        return document, {**tensors, **more, **{key: value for _, own in parts.values() for key, value in own.items()}}
+
+    def _is_taken(self, one: "_Optimizer") -> bool:
+        """True if what an optimizer holds is saved, and not what it says."""
+        home = self._home(one.optimizer)
+        return one.is_taken and can_be_taken(None if home is None else self._objects[home])
+
+    def _taken(self, one: "_Optimizer") -> Captured:
+        home = self._home(one.optimizer)
+        names = None if home is None else self._modules[home].names or walked_names([self._objects[home]])
+        return one.state.split(held_state(one.optimizer, one.state.key, names or {}))
+
+    def _said(self, one: "_Optimizer") -> Captured:
+        optimizer, state, home = one.optimizer, one.state, self._home(one.optimizer)
         names = None if home is None else self._modules[home].names
         if home is None and any(map(is_spread, parameters_of(optimizer))):
             flaw = f"{state.key} holds shards of several modules; name one that has them all, as model"
             self._flaws[state.key] = flaw
+        if one.inside and not one.has_told:
+            one.has_told = True
+            logger.warning(
+                "%s: the state of %s inside of it is not saved; say session.restore(…, optimizer=[…]) with both",
+                state.key,
+                next(iter(one.inside)),
+            )
         if home is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
             modules = [] if home is None and MODEL not in self._modules else [self._objects[home or MODEL]]
@@ -137,27 +176,37 @@ class TrackedOptimizers:
 
     def _restore(
         self,
-        optimizer: Optimizer,
+        one: "_Optimizer",
         saved: Mapping[str, Any],
         called: str,
-        given: Given,
         dtypes: Mapping[str, torch.dtype],
         documents: Mapping[str, Any],
     ) -> list[str]:
-        home = self._home(optimizer)
+        home = self._home(one.optimizer)
         parameters = {} if home is None else parameters_by_name(self._objects[home])
         own = {} if home is None else {key: f"{home}/{key}" for key in parameters}
         there = {} if home is None else {key: codec.strides_in(documents[home].get(key)) for key in parameters}
-        return restore(
-            optimizer,
+        told = restore(
+            one.optimizer,
             saved,
             name=called,
-            given=given,
+            given=one.given,
             parameters=parameters,
             dtypes={key: dtypes[place] for key, place in own.items() if place in dtypes},
             strides={key: strides for key, strides in there.items() if strides is not None},
             trained=names_of(self._saved_with(home, documents)),
+            load=load_in_place if self._is_taken(one) else load,
         )
+        one.given = one.given.after(saved)
+        one.attributes.restore(saved.get(ATTRIBUTES, {}))
+        for path, inner in one.inside.items():
+            if path in saved.get(INSIDE, {}):
+                told += self._restore(inner, saved[INSIDE][path], f"{called}.{path}", dtypes, documents)
+            else:
+                told.append(
+                    f"{called}.{path}: the checkpoint, of an older trainer, has no state of it: it begins without"
+                )
+        return told
 
     def _home(self, optimizer: Optimizer) -> str | None:
         """Return the name of the module that has all parameters of an optimizer; the model's where none has."""
@@ -169,6 +218,24 @@ class TrackedOptimizers:
 
     def _saved_with(self, home: str | None, documents: Mapping[str, Any]) -> Iterator[Any]:
         """Yield the saved states of the optimizers of a module."""
-        for name in self._states:
+        for name in self._own:
             both = zip(optimizers_of(self._objects[name]), documents[name], strict=False)
             yield [saved for optimizer, saved in both if self._home(optimizer) == home]
+
+
+class _Optimizer:
+    """One optimizer, and those that it holds: the outermost one has them all."""
+
+    def __init__(
+        self, optimizer: Optimizer, key: str, flaws: dict[str, str], *, known: Collection[int] | None = None
+    ) -> None:
+        """`known` are the ids of those that are not sought inside of it; None: nothing is sought, it is inside."""
+        held = {} if known is None else held_by(optimizer, known=known)
+        self.optimizer = optimizer
+        self.state = OptimizerState(optimizer, key, flaws)
+        self.given = Given.of(optimizer)
+        self.attributes = Attributes(optimizer)
+        self.inside = {path: _Optimizer(one, f"{key}/{INSIDE}/{path}", flaws) for path, one in held.items()}
+        self.is_taken = known is None or bool(held) or says_otherwise(optimizer)
+        """True if a checkpoint has what it holds, and not what it says."""
+        self.has_told = False

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from piton_trainer.state.held_optimizers import parts_of
 from piton_trainer.state.refusals import forgetful_metrics
 from piton_trainer.state.tracked_objects import LOADER
 
@@ -107,8 +108,8 @@ def _inside(values: Iterable[Any], depth: int) -> Iterator[Any]:
 
 
 def _parts_of(value: Any) -> list[Any]:
-    if isinstance(value, Optimizer):  # its state is none of our business
-        return [part for part in vars(value).values() if isinstance(part, Optimizer)]
+    if isinstance(value, Optimizer):  # those that it holds are saved with it
+        return list(parts_of(value))
     if type(value) in (list, tuple):
         return list(value) if len(value) <= _MANY else []
     held = value if type(value) is dict else getattr(value, "__dict__", {})
