@@ -245,6 +245,63 @@ def test_a_metric_that_leaves_its_values_out_is_refused_after_the_first_step(mak
     attempt(tmp_path / "persistent", objects=lambda: {"mean": metric})
 
 
+CURES: dict[str, tuple[Callable[[], Any], str]] = {
+    "the least and the largest": (
+        lambda: torchmetrics.MinMaxMetric(torchmetrics.MeanSquaredError()),
+        "mean._base_metric.persistent(True)",
+    ),
+    "an output of several": (
+        lambda: torchmetrics.MultioutputWrapper(torchmetrics.MeanSquaredError(), 1),
+        "mean.metrics[0].persistent(True)",
+    ),
+    "a task of several": (
+        lambda: torchmetrics.MultitaskWrapper({"a": torchmetrics.MeanSquaredError()}),
+        'mean.task_metrics["a"].persistent(True)',
+    ),
+    "resampled": (
+        lambda: torchmetrics.BootStrapper(torchmetrics.MeanSquaredError(), num_bootstraps=3),
+        "part.persistent(True) for part in mean.modules() that is a torchmetrics.Metric",
+    ),
+    "a tracker": (
+        lambda: torchmetrics.MetricTracker(torchmetrics.MeanSquaredError()),
+        "mean._base_metric.persistent(True)",
+    ),
+}
+
+
+@resume.refused("modules: wrappers of torchmetrics around metrics that are not persistent", "the cure names these")
+@pytest.mark.parametrize(("make", "cure"), CURES.values(), ids=CURES)
+def test_a_wrapper_of_metrics_is_refused_with_a_line_that_helps(make: Any, cure: str, tmp_path: Path) -> None:
+    metric = make()
+    if hasattr(metric, "persistent"):
+        metric.persistent(True)
+    with pytest.raises(BadConfig) as refusal:
+        attempt(tmp_path / "refused", objects=lambda: {"mean": metric})
+    assert f"say {cure}" in str(refusal.value)
+    for part in metric.modules():
+        if isinstance(part, torchmetrics.Metric):
+            part.persistent(True)
+    attempt(tmp_path / "persistent", objects=lambda: {"mean": metric})
+
+
+@resume.approximate("modules: MinMaxMetric of torchmetrics", "its least and largest value begin anew")
+def test_a_value_that_a_metric_keeps_outside_its_state_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metric: Any = torchmetrics.MinMaxMetric(torchmetrics.MeanSquaredError())
+    metric._base_metric.persistent(True)
+    attempt(tmp_path, objects=lambda: {"mean": metric})
+    assert "mean.min_val and 1 more: a value of a metric outside of its state" in caplog.text
+    caplog.clear()
+    attempt(tmp_path / "another", objects=lambda: {"mean": persistent(torchmetrics.MeanSquaredError())})
+    assert "outside of its state" not in caplog.text
+
+
+def persistent(metric: Any) -> Any:
+    metric.persistent(True)
+    return metric
+
+
 @resume.approximate("modules: a metric of torchmetrics inside of a model", "it begins anew; say persistent(True)")
 def test_a_metric_inside_of_a_model_that_leaves_its_values_out_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -1,7 +1,7 @@
 """Refusals of the user's objects, and what is told of them: they do not fit a checkpoint, or would not come back."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,9 +73,35 @@ def flaw_of(name: str, value: Any) -> tuple[str, str] | None:
     if any(isinstance(optimizer, _spread_optimizers()) for optimizer in optimizers_of(value)):
         cure = "shard the model by torch.distributed.fsdp.fully_shard, or give the optimizer inside to all ranks"
         return name, f"{name} is a ZeroRedundancyOptimizer, whose state is spread over the ranks; {cure}"
-    if isinstance(value, _metrics()) and next(forgetful_metrics(value), None) is not None:
-        return name, f"{name} is a metric that leaves its values out of its state; say {name}.persistent(True)"
+    if isinstance(value, _metrics()) and (paths := list(forgetful_metrics(value))):
+        cure = _persistence(name, value, paths)
+        return name, f"{name} is a metric that leaves its values out of its state; say {cure}"
     return None
+
+
+def _persistence(name: str, metric: nn.Module, paths: Sequence[str]) -> str:
+    """Return the line that puts the values of the metrics at these paths into the state of a metric around them."""
+    of_all = getattr(_torchmetrics().Metric, "persistent", None)
+    has_own = getattr(type(metric), "persistent", of_all) is not of_all  # it says so to those inside
+    if has_own or paths == [""]:
+        return f"{name}.persistent(True)"
+    if len(paths) > 1:
+        return f"part.persistent(True) for part in {name}.modules() that is a torchmetrics.Metric"
+    spelled, part = name, metric
+    for step in paths[0].split("."):
+        is_item = isinstance(part, nn.ModuleDict)
+        spelled += f"[{step}]" if step.isdigit() else f'["{step}"]' if is_item else f".{step}"
+        part = part.get_submodule(step)
+    return f"{spelled}.persistent(True)"
+
+
+def values_outside(module: nn.Module) -> Iterator[str]:
+    """Yield the names of tensors that metrics in a module keep as plain attributes, outside of its state."""
+    for path, part in module.named_modules():
+        if isinstance(part, _metrics()):
+            known = vars(part).get("_defaults", {})
+            own = (key for key, value in vars(part).items() if isinstance(value, Tensor) and not key.startswith("_"))
+            yield from (f"{path}.{key}".removeprefix(".") for key in own if key not in known)
 
 
 def forgetful_metrics(module: nn.Module) -> Iterator[str]:
@@ -95,8 +121,12 @@ def forgetful_metrics(module: nn.Module) -> Iterator[str]:
 
 def _metrics() -> tuple[Any, ...]:
     """Return the classes of torchmetrics, if somebody has imported it."""
-    module = sys.modules.get("torchmetrics")
-    return () if module is None else (module.Metric, module.MetricCollection)
+    module = _torchmetrics()
+    return () if module is None else (module.Metric, module.MetricCollection, module.MetricTracker)
+
+
+def _torchmetrics() -> Any:
+    return sys.modules.get("torchmetrics")
 
 
 def _spread_optimizers() -> tuple[type, ...]:

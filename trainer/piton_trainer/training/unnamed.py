@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from piton_trainer.state.held_optimizers import parts_of
-from piton_trainer.state.refusals import forgetful_metrics
+from piton_trainer.state.refusals import forgetful_metrics, values_outside
 from piton_trainer.state.tracked_objects import LOADER
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,15 @@ def _tell_of_metrics(objects: Mapping[str, Any]) -> None:
             found[0],
             f" and {len(found) - 1} more" if found[1:] else "",
             found[0],
+        )
+    modules = [(name, value) for name, value in objects.items() if isinstance(value, nn.Module)]
+    outside = [f"{name}.{path}" for name, value in modules for path in values_outside(value)]
+    if outside:
+        logger.warning(
+            "%s%s: a value of a metric outside of its state, so after a resume it begins anew; keep it in an object of "
+            "your own with state_dict() and load_state_dict(), and name that in session.restore()",
+            outside[0],
+            f" and {len(outside) - 1} more" if outside[1:] else "",
         )
 
 
