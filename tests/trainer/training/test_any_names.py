@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import piton_trainer
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.state import tracked_objects
+from piton_trainer.state import tracked_optimizers
 from support import ranks, resume, tiny
 
 STEPS, STOP = 9, 5
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_before_with_numbers_is_taken(tmp_path: Path, monkeypatc
     """Without a module called model, parameters had numbers and no names."""
     whole = attempt(tmp_path / "whole", another_name, AdamW)
     with monkeypatch.context() as patch:
-        patch.setattr(tracked_objects.TrackedOptimizers, "_home", lambda self, optimizer: None)
+        patch.setattr(tracked_optimizers.TrackedOptimizers, "_home", lambda self, optimizer: None)
         assert attempt_or_stop(tmp_path / "disturbed", another_name, AdamW, stop=True) == {}
     resumed = attempt(tmp_path / "disturbed", another_name, AdamW)
     assert resumed == {step: loss for step, loss in whole.items() if step > STOP}
