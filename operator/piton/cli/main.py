@@ -5,9 +5,7 @@ Each command imports what it needs when it is called: `piton --help` is quick, `
 
 import contextlib
 import os
-import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,48 +14,10 @@ import click
 
 from piton import __version__
 from piton.cli.complaints import BAD_INPUT, complain, explain, explain_end
+from piton.cli.parameters import PATH, PLACE, PRICE, STEP, WEIGHTS
 from piton.contract import output
 
 _INTERRUPTED = 130
-
-
-def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
-    if text is not None and not (re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) and float(text)):
-        raise click.BadParameter(f"{text!r} is no amount of dollars; write it like 10.50")
-    return text
-
-
-class _Named(click.ParamType[Any]):
-    """A file, a folder or a bucket. An empty text, as of a variable that is not set, would be the current folder."""
-
-    def __init__(self, kind: Callable[[str], object]) -> None:
-        self.name = "path"
-        self._kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty; name the file or folder", param, ctx)
-        return self._kind(value)
-
-
-_PATH, _PLACE = _Named(Path), _Named(str)
-
-
-_PRICE = click.option(
-    "--price-per-hour",
-    "price",
-    metavar="USD",
-    callback=_dollars,
-    help="What a node costs, such as 10.50.  [default: capacity.maxPricePerHour]",
-)
-_STEP = click.option(
-    "--step",
-    metavar="N|best|latest",
-    help="Which checkpoint.  [default: the best, where an objective says which; else the newest good one]",
-)
-_WEIGHTS = click.option(
-    "--weights", type=click.Choice(["model", "ema"]), help="Which weights.  [default: their average, if there is one]"
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,8 +28,8 @@ def cli(*, debug: bool) -> None:
 
 
 @cli.command()
-@click.argument("file", type=_PATH)
-@click.option("--dir", "folder", type=_PATH, help="The run's folder.  [default: runs/<name>]")
+@click.argument("file", type=PATH)
+@click.option("--dir", "folder", type=PATH, help="The run's folder.  [default: runs/<name>]")
 @click.option(
     "--drill",
     "drills",
@@ -86,7 +46,7 @@ def cli(*, debug: bool) -> None:
     show_default=True,
     help="Time that the script may take after its training, for an evaluation or an export.",
 )
-@_PRICE
+@PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--fresh", is_flag=True, help="Start over: delete what Piton made in this run's folder, and no more.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
@@ -101,7 +61,7 @@ def run(*, file: Path, **options: Any) -> int:
 
 
 @cli.command()
-@click.argument("file", type=_PATH)
+@click.argument("file", type=PATH)
 def validate(file: Path) -> int:
     """Say whether a run or a sweep can work as it is written; one line for each problem."""
     from piton.cli import inspect
@@ -110,8 +70,8 @@ def validate(file: Path) -> int:
 
 
 @cli.command()
-@click.argument("file", type=_PATH)
-@_PRICE
+@click.argument("file", type=PATH)
+@PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(*, file: Path, price: str | None, as_json: bool) -> int:
     """Print what a run takes (time, cost, disk), what would run, and which rules decide so."""
@@ -121,12 +81,12 @@ def plan(*, file: Path, price: str | None, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("file", type=_PATH)
-@click.option("--dir", "folder", type=_PATH, help="Where to rehearse.  [default: runs]")
+@click.argument("file", type=PATH)
+@click.option("--dir", "folder", type=PATH, help="Where to rehearse.  [default: runs]")
 @click.option(
     "--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Steps before the stop, and after it."
 )
-@_PRICE
+@PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="Print the table only.")
 def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None, as_json: bool, quiet: bool) -> int:
@@ -141,7 +101,7 @@ def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None,
 
 
 @cli.command()
-@click.argument("place", metavar="FILE|NAME|FOLDER|-", type=_PLACE)
+@click.argument("place", metavar="FILE|NAME|FOLDER|-", type=PLACE)
 @click.option(
     "--format",
     "form",
@@ -150,7 +110,7 @@ def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None,
     show_default=True,
     help="How the table is written; LaTeX wants the package booktabs.",
 )
-@click.option("--dir", "folder", type=_PATH, help="The sweep's folder.  [default: runs/<name>]")
+@click.option("--dir", "folder", type=PATH, help="The sweep's folder.  [default: runs/<name>]")
 def results(*, place: str, form: str, folder: Path | None) -> int:
     """Print what the variants of a sweep have reached.
 
@@ -175,10 +135,10 @@ def operator(namespaces: tuple[str, ...]) -> int:
 
 
 @cli.command("export")
-@click.argument("place", metavar="CHECKPOINT", type=_PATH)
-@click.option("--out", required=True, type=_PATH, help="The folder to make.")
-@_STEP
-@_WEIGHTS
+@click.argument("place", metavar="CHECKPOINT", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The folder to make.")
+@STEP
+@WEIGHTS
 def export_model(*, place: Path, out: Path, step: str | None, weights: str | None) -> int:
     """Write a recipe's trained model, weights only, to a folder that is ready for use.
 
@@ -192,9 +152,9 @@ def export_model(*, place: Path, out: Path, step: str | None, weights: str | Non
 
 
 @cli.command()
-@click.argument("place", metavar="CHECKPOINT", type=_PATH)
-@_STEP
-@_WEIGHTS
+@click.argument("place", metavar="CHECKPOINT", type=PATH)
+@STEP
+@WEIGHTS
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Nobody is asked who they are."
 )
@@ -218,7 +178,7 @@ def checkpoint() -> None:
 
 
 @checkpoint.command()
-@click.argument("place", metavar="DIR|s3://…", type=_PLACE)
+@click.argument("place", metavar="DIR|s3://…", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ls(*, place: str, as_json: bool) -> int:
     """List what is there. Names and sizes are looked at; `verify` looks at every byte."""
@@ -230,7 +190,7 @@ def ls(*, place: str, as_json: bool) -> int:
 
 
 @checkpoint.command()
-@click.argument("place", metavar="DIR|s3://…", type=_PLACE)
+@click.argument("place", metavar="DIR|s3://…", type=PLACE)
 @click.option("--step", type=int, help="Only the checkpoint of this step.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(*, place: str, step: int | None, as_json: bool) -> int:
@@ -243,7 +203,7 @@ def verify(*, place: str, step: int | None, as_json: bool) -> int:
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=_PATH)
+@click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--keep-last", required=True, type=click.IntRange(min=1), metavar="N", help="Newest ones to keep.")
 @click.option(
     "--keep-best", default=1, show_default=True, type=click.IntRange(min=0), metavar="K", help="Best ones to keep."
@@ -277,15 +237,15 @@ def prune(
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=_PATH)
-@click.argument("out", type=_PATH)
+@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("out", type=PATH)
 @click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "hf", "dcp", "torch"]))
 @click.option("--step", type=int, help="The checkpoint of this step.  [default: the newest good one]")
 @click.option("--weights-only", is_flag=True, help="Only the model's tensors, by the names that its state_dict has.")
 @click.option("--weights", "name", default="model", show_default=True, help="Which weights: model, or ema.")
 @click.option(
     "--config",
-    type=_PATH,
+    type=PATH,
     help="For hf: a config.json, or a folder with one and the tokenizer's files.  [default: what the callback saved]",
 )
 def export(
@@ -311,7 +271,7 @@ def export(
 
 @checkpoint.command()
 @click.argument("uri")
-@click.argument("directory", metavar="DIR", type=_PATH)
+@click.argument("directory", metavar="DIR", type=PATH)
 def restore(*, uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""
     from piton.cli import buckets

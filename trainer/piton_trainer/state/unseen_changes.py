@@ -29,7 +29,7 @@ _DEEP = 3
 _DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
 _ROWS = frozenset({list, tuple, deque})
 _KEPT = frozenset({Counter, deque, set, frozenset})
-"""What makers of rows are told of: other objects in them, such as tokenizers and loggers, change as they like."""
+"""Kinds of values in makers of rows that are told of: other objects, such as tokenizers, change as they like."""
 
 
 class UnseenChanges:

@@ -1,0 +1,54 @@
+"""Parameters that several commands have, and the types of them, which refuse what nobody can have meant."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Return the amount as it is written; None where the option is not given."""
+    if text is not None and not (re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) and float(text)):
+        raise click.BadParameter(f"{text!r} is no amount of dollars; write it like 10.50")
+    return text
+
+
+class NamedPlace(click.ParamType[Any]):
+    """A file, a folder or a bucket. An empty text, as of a variable that is not set, would be the current folder."""
+
+    def __init__(self, kind: Callable[[str], object]) -> None:
+        self.name = "path"
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the place that the text names.
+
+        Raises:
+            BadParameter: the text is empty.
+        """
+        if value == "":
+            self.fail("it is empty; name the file or folder", param, ctx)
+        return self._kind(value)
+
+
+PATH, PLACE = NamedPlace(Path), NamedPlace(str)
+"""Types of what is a file or folder here, and of what may be a bucket or a name as well."""
+
+
+PRICE = click.option(
+    "--price-per-hour",
+    "price",
+    metavar="USD",
+    callback=_dollars,
+    help="What a node costs, such as 10.50.  [default: capacity.maxPricePerHour]",
+)
+STEP = click.option(
+    "--step",
+    metavar="N|best|latest",
+    help="Which checkpoint.  [default: the best, where an objective says which; else the newest good one]",
+)
+WEIGHTS = click.option(
+    "--weights", type=click.Choice(["model", "ema"]), help="Which weights.  [default: their average, if there is one]"
+)
