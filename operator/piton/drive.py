@@ -254,7 +254,7 @@ async def _apply(
 
 
 def _held_back(effect: EffectT, name: str, failures: Failures) -> RefusedEffect[EffectT] | None:
-    """Return the effect with what the world said last, if it is not yet time to ask again; None if it is."""
+    """Return the effect with the last words of the world, if it is too early for a retry; None if it may be tried."""
     if failures.is_refused(name):
         return RefusedEffect(effect=effect, why=failures.refusal(name), is_known=True)
     if failures.is_early(name):
@@ -263,7 +263,7 @@ def _held_back(effect: EffectT, name: str, failures: Failures) -> RefusedEffect[
 
 
 def _as_refused(effect: EffectT, name: str, why: str, failures: Failures | None) -> RefusedEffect[EffectT]:
-    """Return the refusal of an effect; one that the decision can do without is remembered, and asked for less often."""
+    """Return the refusal of an effect. `failures` records that of an optional effect, and delays its next retry."""
     if failures is None:
         return RefusedEffect(effect=effect, why=why)
     is_known = failures.note_refusal(name, why)

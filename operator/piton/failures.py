@@ -38,7 +38,7 @@ class _Refusal:
 
 
 class Failures:
-    """The failures of one object, from pass to pass, and the refusals of what its decisions do not need."""
+    """The failures of one object, from pass to pass, and the refusals of its optional effects."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -70,9 +70,9 @@ class Failures:
         self._refused.pop(name, None)
 
     def note_refusal(self, name: str, why: str) -> bool:
-        """Remember that an effect was refused that the rest can do without: it is not asked for in each pass.
+        """Record the refusal of an optional effect, and delay its next retry: 1 s, doubled up to 60 s.
 
-        Returns True if that is known, and keeps the words then.
+        Returns True if an earlier pass was refused the same; then the earlier words stay.
         """
         known = self._refused.get(name)
         is_known = known is not None and without_numbers(known.why) == without_numbers(why)
@@ -85,11 +85,11 @@ class Failures:
         return is_known
 
     def refusal(self, name: str) -> str:
-        """Return the words in which such an effect was refused; empty: it was not."""
+        """Return the words of the refusal of an optional effect; empty if it was not refused."""
         return self._refused[name].why if name in self._refused else ""
 
     def is_refused(self, name: str) -> bool:
-        """True if such an effect was refused, and it is not yet time to ask again."""
+        """True if an optional effect was refused, and it is too early for a retry."""
         return name in self._refused and self._seconds_since(self._refused[name].try_at) < 0
 
     def why(self, name: str) -> str:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -15,11 +14,12 @@ from tempfile import TemporaryDirectory
 from fuzz_data.damages import DAMAGES, HARMLESS
 from fuzz_data.readers import READERS, Rows
 from piton_trainer.errors import BadConfig
+from support.verdicts import VerdictKind
 
 LOGGER = "piton_trainer.data"
 
 
-class Kind(StrEnum):
+class Kind(VerdictKind):
     """What became of a damage."""
 
     SAME = "same"
@@ -30,11 +30,6 @@ class Kind(StrEnum):
     UNNAMED = "REFUSED WITHOUT A NAME"
     NEEDLESS = "REFUSED WITHOUT NEED"
     TRACEBACK = "TRACEBACK"
-
-    @property
-    def is_fault(self) -> bool:
-        """True if it should not be; such a verdict is written in capitals."""
-        return self.isupper()
 
 
 @dataclass(frozen=True, kw_only=True)

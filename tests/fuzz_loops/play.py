@@ -5,7 +5,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fuzz_loops.loop import KILL, MAY_BE_REFUSED, MAY_BE_REFUSED_LATER, Kill, Lo
 from piton.contract.termination import ExitCode
 from piton_trainer.checkpoint.format import layout
 from support import ranks
+from support.verdicts import VerdictKind
 
 SECONDS = 60.0
 """Time for one attempt; they take less than two seconds."""
@@ -24,7 +24,7 @@ _EXPECTED = (0, ExitCode.STOPPED, -signal.SIGKILL)
 """Exit codes of ranks that have finished, or were killed as the loop says."""
 
 
-class Kind(StrEnum):
+class Kind(VerdictKind):
     """What became of a loop."""
 
     EXACT = "exact"
@@ -36,11 +36,6 @@ class Kind(StrEnum):
     LATE = "REFUSED LATE"
     NEEDLESS = "REFUSED WITHOUT NEED"
     HANGS = "HANGS"
-
-    @property
-    def is_fault(self) -> bool:
-        """True if it should not be; such a verdict is written in capitals."""
-        return self.isupper()
 
 
 @dataclass(frozen=True, kw_only=True)

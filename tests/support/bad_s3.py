@@ -4,13 +4,11 @@ with Answering(ANSWERS["slow-down"]) as server:   server.url
 """
 
 import socket
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from http.server import BaseHTTPRequestHandler
 
 from piton_trainer.s3 import Remedy
+from support.local_server import LocalServer
 
 PAGE = "<!DOCTYPE html>\n<html><head><title>Console</title></head><body>Log in</body></html>"
 HTML = {"Content-Type": "text/html; charset=utf-8"}
@@ -60,24 +58,11 @@ ANSWERS = {
 }
 
 
-class Answering:
+class Answering(LocalServer):
     """Answers every request alike."""
 
     def __init__(self, answer: Answer) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(answer))
-        self._server.daemon_threads = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_handler(answer))
 
 
 def _handler(answer: Answer) -> type[BaseHTTPRequestHandler]:

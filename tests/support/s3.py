@@ -15,16 +15,16 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.request import urlopen
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from support.local_server import LocalServer
 from support.ports import free_ports
 
 ACCESS_KEY, SECRET_KEY = "piton", "piton-secret"
@@ -162,7 +162,7 @@ class Fault:
     """Status, content type and body of another answer than S3's."""
 
 
-class Proxy:
+class Proxy(LocalServer):
     """Hands requests on to the server, but for those that a fault takes."""
 
     def __init__(self, server: Server) -> None:
@@ -180,12 +180,7 @@ class Proxy:
         """Called for each request that no fault of `fail` takes."""
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, server.port))
-        self._server.daemon_threads = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_handler(self, server.port))
 
     def fail(self, *, method: str = ".*", key: str = ".*", **fault: Any) -> None:
         """From now on."""
@@ -204,14 +199,6 @@ class Proxy:
                     fault.times -= 1
                     return fault
             return None if self.weather is None else self.weather()
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - one small class

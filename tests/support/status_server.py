@@ -4,14 +4,14 @@ import json
 import ssl
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 from piton.contract.progress import Progress, TrainerRequests
+from support.local_server import LocalServer
 
 
-class StatusServer:
+class StatusServer(LocalServer):
     """Collects reports; `answer` says what to reply to each. The first of a trainer, which says nothing, is counted."""
 
     def __init__(
@@ -29,9 +29,8 @@ class StatusServer:
         self._keeps = keeps
         self._answer = answer or (lambda _: TrainerRequests())
         self._status = status
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
         self._scheme = "http"
+        super().__init__(self._handler())
 
     def secure(self, certificate: str, key: str) -> None:
         """Speak TLS."""
@@ -43,14 +42,6 @@ class StatusServer:
     @property
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}/apis/status?run=tiny"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         owner = self

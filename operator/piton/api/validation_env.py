@@ -31,7 +31,7 @@ _USERS = ", ".join(f"'{name}'" for name in names.USER_ENV)
 
 
 def is_reserved(variable: str) -> bool:
-    """Return True if Piton sets the variable, and nobody else may."""
+    """True if only Piton may set the variable."""
     return RESERVED_ENV.search(variable) is not None and variable not in names.USER_ENV
 
 

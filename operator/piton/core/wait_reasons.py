@@ -141,7 +141,7 @@ def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime
 
 
 def _first(word: ClusterMessage) -> datetime | None:
-    """Return when the word was said for the first time; of a current state nobody says that."""
+    """Return the time of the first report of a word; None for a current state, which has no times."""
     return (word.first_time or word.last_time) if word.last_time else None
 
 

@@ -217,7 +217,7 @@ class Controller(Worker):
         )
 
     def _waiting_for_room(self, key: Key, decision: Decision) -> Decision:
-        """Wait for the quota to speak, or try again like anything else that is refused where it will not."""
+        """Wait for a watch event of the quota. Retry by the clock where the namespace has no such quota."""
         waits = decision.status.condition(WAITING)
         if waits is None or self.speaks(key, waits.message):
             self._waits.was_refused(key)

@@ -125,7 +125,7 @@ def is_in_its_sweep(root: Path, run: str) -> bool:
 
 
 def is_restored(root: Path, kind: FolderKind) -> bool:
-    """Return True if nothing is there but checkpoints that `piton checkpoint restore` has put there."""
+    """True if the folder holds only checkpoints, and `piton checkpoint restore` put them there."""
     checkpoints = root / CHECKPOINTS
     others = {path.name for path in root.iterdir()} - {CHECKPOINTS, kind.lock_file, ASIDE.format(kind.state_file)}
     if kind is not RUN or others or checkpoints.is_symlink() or not (checkpoints / names.MIRROR_FILE).is_file():

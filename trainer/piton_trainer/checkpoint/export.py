@@ -105,7 +105,7 @@ def place(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def _disks_reason(error: BaseException, folder: Path) -> str | None:
-    """Return what the disk of a folder has against a file; None if the error is not the disk's.
+    """Return why the disk of a folder refuses a file; None if the error has another cause.
 
     torch and safetensors raise errors of their own for a full disk. Some name the number of the system's error, some
     have it as their context, and some complain about the length of what they have written.

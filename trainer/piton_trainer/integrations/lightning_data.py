@@ -121,7 +121,7 @@ class Wraps:
         def begin_anew(number: int) -> None:
             key, batch = str(number), batches._idx  # noqa: SLF001
             if key in saved and saved[key][_BATCH] == batch:
-                randomness._numbers.restore(saved[key][_NUMBERS])  # noqa: SLF001 - as `skip` does at the start
+                randomness.restore(saved[key][_NUMBERS])
             self._newest[key] = {_BATCH: batch, _NUMBERS: randomness.rng()}
 
         loaders = enumerate(batches.iterables)

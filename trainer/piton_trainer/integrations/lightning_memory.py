@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from piton_trainer.integrations.own_parts import SAMPLE, numbered, place_of, sample_of
 from piton_trainer.state.plain_values import is_plain, is_same, packed, unpacked
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ _ROWS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": dequ
 _DICTS: dict[str, Any] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter, "defaultdict": defaultdict}
 _KINDS = {kind: name for name, kind in (_ROWS | _DICTS).items()}
 _OF_LIGHTNING = ("lightning.", "pytorch_lightning.", "piton_trainer.")
-_SAMPLE = 64
 
 
 class OwnAttributes:
@@ -106,17 +106,14 @@ class OwnAttributes:
             yield f"module.{name}" if name else "module", module
         if self._trainer.datamodule is not None:
             yield "datamodule", self._trainer.datamodule
-        counts = Counter[str]()
-        for callback in self._trainer.callbacks:
+        for name, callback in numbered(self._trainer.callbacks):
             kind = type(callback)
-            counts[kind.__name__] += 1
             if kind.state_dict is Callback.state_dict and not kind.__module__.startswith(_OF_LIGHTNING):
-                number = counts[kind.__name__]
-                yield kind.__name__ if number == 1 else f"{kind.__name__}.{number}", callback
+                yield name, callback
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
         """Yield a sample of each attribute with tensors that is in no checkpoint."""
-        known = set(map(_place, self._trainer.lightning_module.state_dict().values()))
+        known = set(map(place_of, self._trainer.lightning_module.state_dict().values()))
         for name, part in self._parts():
             if _saves_itself(part):
                 continue
@@ -125,12 +122,12 @@ class OwnAttributes:
                 if key in seen:
                     continue
                 if isinstance(value, nn.Module) and not isinstance(part, nn.Module):
-                    own = [tensor for tensor in value.state_dict().values() if _place(tensor) not in known]
-                    yield f"{name}.{key}", list(map(_sample, own[:_SAMPLE])) or None
+                    own = [tensor for tensor in value.state_dict().values() if place_of(tensor) not in known]
+                    yield f"{name}.{key}", list(map(sample_of, own[:SAMPLE])) or None
                 elif type(value) in _KINDS:
                     yield f"{name}.{key}", len(value)
                 elif type(value) is Tensor and not value.requires_grad:
-                    yield f"{name}.{key}", _sample(value)
+                    yield f"{name}.{key}", sample_of(value)
 
     def _tell(self) -> None:
         for name, now in self._objects():
@@ -283,15 +280,3 @@ def _is_same(value: Any, other: Any) -> bool:
         return is_same(value, other)
     except RuntimeError:  # tensors on two devices
         return False
-
-
-def _place(value: Any) -> int | None:
-    """Return where a tensor lies."""
-    return value.data_ptr() if isinstance(value, Tensor) else None
-
-
-def _sample(tensor: Any) -> Any:
-    """Return some numbers of a tensor, for comparing it."""
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
-        return None
-    return repr((tensor.shape, tensor.detach().reshape(-1)[:_SAMPLE].tolist()))  # a NaN is like any other

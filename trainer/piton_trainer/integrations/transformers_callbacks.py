@@ -5,7 +5,6 @@ transformers brings callbacks back that are ExportableState. Besides these, one 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from transformers.trainer_callback import ExportableState
 
 from piton_trainer.checkpoint.format import codec
+from piton_trainer.integrations.own_parts import SAMPLE, numbered, place_of, sample_of
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE = 64
-"""Tensors of a callback, and numbers of a tensor, that are compared."""
+_OF_FRAMEWORKS = ("transformers.", "piton_trainer.")
 
 
 class OwnCallbacks:
@@ -55,13 +54,8 @@ class OwnCallbacks:
         self._begun = dict(self._objects())
 
     def _own(self) -> Iterator[tuple[str, Any]]:
-        counts = Counter[str]()
-        for item in self._trainer.callback_handler.callbacks:
-            kind = type(item)
-            if not kind.__module__.startswith(("transformers.", "piton_trainer.")):
-                counts[kind.__name__] += 1
-                number = counts[kind.__name__]
-                yield kind.__name__ if number == 1 else f"{kind.__name__}.{number}", item
+        callbacks = self._trainer.callback_handler.callbacks
+        return numbered(item for item in callbacks if not type(item).__module__.startswith(_OF_FRAMEWORKS))
 
     def _state(self, name: str, item: Any) -> Any:
         """Return the state of a callback; None, which is told, if a checkpoint cannot hold it."""
@@ -88,14 +82,14 @@ class OwnCallbacks:
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
         """Yield a sample of the tensors of each attribute that no checkpoint has."""
-        known = set(map(_place, self._trainer.model.state_dict().values()))
+        known = set(map(place_of, self._trainer.model.state_dict().values()))
         for name, item in self._own():
             if _has_state(item) or isinstance(item, ExportableState):
                 continue
             for key, value in list(vars(item).items()):
-                own = [tensor for tensor in _tensors(value) if _place(tensor) not in known]
+                own = [tensor for tensor in _tensors(value) if place_of(tensor) not in known]
                 if own:
-                    yield f"{name}.{key}", [_sample(tensor) for tensor in own[:_SAMPLE]]
+                    yield f"{name}.{key}", [sample_of(tensor) for tensor in own[:SAMPLE]]
 
 
 def _has_state(item: Any) -> bool:
@@ -110,13 +104,3 @@ def _tensors(value: Any) -> list[Tensor]:
         value = value.state_dict()
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [item for item in items if isinstance(item, Tensor)]
-
-
-def _place(value: Any) -> int | None:
-    return value.data_ptr() if isinstance(value, Tensor) else None
-
-
-def _sample(tensor: Tensor) -> Any:
-    if tensor.is_meta or tensor.is_sparse:
-        return None
-    return repr((tensor.shape, tensor.detach().reshape(-1)[:_SAMPLE].tolist()))  # a NaN is like any other

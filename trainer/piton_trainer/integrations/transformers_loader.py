@@ -117,8 +117,10 @@ def resumes_exactly(trainer: Any, *, randomness: Callable[[], Randomness | None]
     original = module.skip_first_batches
 
     def skip(loader: Any, num_batches: int = 0) -> Any:
-        rest = ReadOn(loader, num_batches, randomness()) if _goes_its_own_way(loader) else original(loader, num_batches)
         numbers = randomness()
+        if _goes_its_own_way(loader):
+            return ReadOn(loader, num_batches, numbers)
+        rest = original(loader, num_batches)
         if numbers is None or loader is not trainer.callback_handler.train_dataloader:
             return rest
         return ResumedEpoch(loader, rest, num_batches, numbers, int(trainer.state.epoch))
@@ -175,8 +177,6 @@ class ResumedEpoch:
 
     def __iter__(self) -> Iterator[Any]:
         loader, rest = self._loader, self._rest
-        if isinstance(rest, ReadOn):
-            return iter(rest)
         kind: Any = type(without_accelerate(loader))
         if kind.__iter__ is DataLoader.__iter__ and not has_state(loader) and unknown_place(loader) is None:
             return self._randomness.skip(loader, self._batches, epoch=self._epoch)

@@ -233,7 +233,7 @@ class Uploader:
             raise S3Error("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
 
     def _has(self, folder: str, name: str, entry: FileEntry, checksum: str) -> bool:
-        """Return True if the bucket has this file.
+        """True if the bucket has this file.
 
         Some servers keep no checksum, or one of another kind for an upload in parts. Then the object is read back.
         """

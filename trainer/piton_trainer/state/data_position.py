@@ -82,6 +82,10 @@ class Randomness:
         """The random numbers of this moment, those of a loader and of other objects among them."""
         return self._numbers.capture()
 
+    def restore(self, numbers: dict[str, Any]) -> None:
+        """Put back the random numbers that `rng` returned."""
+        self._numbers.restore(numbers)
+
     def part(self) -> dict[str, Any]:
         """The random numbers and the data of this rank, as JSON and tensors for a save."""
         shapes = [

@@ -136,7 +136,7 @@ def _expect_names(root: Path, classes: Sequence[str]) -> None:
 
 
 def _say_empty(source: Path, count: int, labels: Iterable[int], names: Sequence[str] = ()) -> None:
-    """Log the classes of which there is no image: the model has an output for each, and learns it never."""
+    """Log the classes without images. The model has an output for each of them, and nothing trains it."""
     empty = sorted(set(range(count)) - set(labels))
     if empty:
         told = ", ".join(names[label] if names else str(label) for label in empty[:5])

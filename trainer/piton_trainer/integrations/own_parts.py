@@ -1,0 +1,32 @@
+"""Parts of a training that are a user's own, such as callbacks: their names, and what their tensors hold."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLE = 64
+"""Tensors of a part, and numbers of a tensor, that are compared."""
+
+
+def numbered(parts: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the parts with names that are the same in each attempt: the class, and a number from the second one on."""
+    counts = Counter[str]()
+    for part in parts:
+        name = type(part).__name__
+        counts[name] += 1
+        yield name if counts[name] == 1 else f"{name}.{counts[name]}", part
+
+
+def place_of(value: Any) -> int | None:
+    """Return the address of the first number of a tensor; None for anything else."""
+    return value.data_ptr() if isinstance(value, Tensor) else None
+
+
+def sample_of(value: Any) -> str | None:
+    """Return the shape and some numbers of a tensor for a comparison; None for what has no numbers by rows."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
+        return None
+    return repr((value.shape, value.detach().reshape(-1)[:SAMPLE].tolist()))  # a NaN is like any other
