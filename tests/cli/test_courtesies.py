@@ -6,7 +6,9 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from cli.conftest import Piton
 from cli.test_sweep_command import write
-from local.helpers import Listener, fake_parts, text_of, train, write_manifest
+from local.helpers import Listener, eventually, fake_parts, text_of, train, write_manifest
 from piton.api.status_base import Phase
 from piton.core.effects import Announcement
 from piton.local import plot, runner
@@ -119,6 +121,76 @@ def test_any_terminal_will_do(terminal: dict[str, str], tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert json.loads(done.stdout)["phase"] == Phase.SUCCEEDED
+
+
+@contextlib.contextmanager
+def standing_terminal() -> Iterator[tuple[int, Callable[[], None], Callable[[], str]]]:
+    """A terminal: its end for the command, Ctrl-S once it shows anything, and Ctrl-Q with all that it shows then."""
+    mine, its = pty.openpty()
+
+    def stop() -> None:
+        os.read(mine, 1)
+        termios.tcflow(its, termios.TCOOFF)
+
+    def move() -> str:
+        termios.tcflow(its, termios.TCOON)
+        os.close(its)
+        return _text(mine)
+
+    yield its, stop, move
+
+
+@contextlib.contextmanager
+def standing_pipe() -> Iterator[tuple[int, Callable[[], None], Callable[[], str]]]:
+    """A pipe that is full from the start."""
+    mine, its = os.pipe()
+    os.set_blocking(its, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(its, b"." * 4096):
+            pass
+    os.set_blocking(its, True)
+
+    def move() -> str:
+        os.close(its)
+        return _text(mine)
+
+    yield its, lambda: None, move
+
+
+def _text(end: int) -> str:
+    with os.fdopen(end, "rb") as stream:
+        shown = b""
+        with contextlib.suppress(OSError):
+            while part := stream.read1():
+                shown += part
+    return shown.decode()
+
+
+@pytest.mark.parametrize("standing", [standing_terminal, standing_pipe])
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_output_that_stands_still_holds_up_no_training(kind: str, standing: Any, tmp_path: Path) -> None:
+    """A kill in the midst of it is answered by the next attempt, and the end is told once the output moves again."""
+    if kind == "run":
+        file = write_manifest(tmp_path / "run.yaml", **fake_parts("--steps", "12", "--hold-at", "7"))
+        state = tmp_path / "out/state.json"
+    else:
+        file = write(tmp_path / "sweep.yaml", {"first": ("--steps", "12", "--hold-at", "7"), "second": ()})
+        state = tmp_path / "out/sweep.json"
+    command = [sys.executable, "-m", "piton.cli", "run", str(file), "--dir", str(tmp_path / "out")]
+    drill = ["--drill", "kill@step7" if kind == "run" else "first:kill@step7"]
+    with standing() as (stderr, stop, move):
+        with subprocess.Popen([*command, *drill], stderr=stderr, stdout=subprocess.DEVNULL) as process:
+            try:
+                stop()
+                eventually(lambda: '"phase": "Succeeded"' in text_of(state), seconds=60)
+                assert process.poll() is None
+            except BaseException:
+                process.kill()
+                raise
+            shown = move()
+        assert process.returncode == 0
+    assert "kill" in shown
+    assert "Succeeded" in shown
 
 
 def test_a_run_of_a_sweep_whose_curve_fails_stops_no_other(tmp_path: Path) -> None:

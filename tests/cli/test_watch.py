@@ -1,3 +1,5 @@
+import functools
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -7,7 +9,7 @@ from rich.console import Console
 
 from piton.api.status import CheckpointStatus, RunStatus
 from piton.api.status_base import Phase
-from piton.cli.watch import Lines, Panel, facts
+from piton.cli.watch import Lines, Panel, Printer, facts
 from piton.contract.progress import Progress
 from piton.local.observers import View
 from support.builders import NOW, later
@@ -64,18 +66,53 @@ def test_a_stage_without_steps_is_told_where_the_steps_would_be(phase: Phase) ->
 
 def test_progress_without_a_step_is_told_by_its_percentage(capsys: pytest.CaptureFixture[str]) -> None:
     """As transformers begins and ends."""
-    lines = Lines()
+    lines = Lines(printer := Printer())
     for percentage, seconds in ((0, 0.0), (None, 10.0), (0, 20.0), (100, 30.0)):
         view = a_view(None, seconds=seconds)
         lines.show(replace(view, progress=Progress(updated="", percentage=percentage)))
+    printer.finish()
 
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["0%", "100%"]
 
 
 def test_plain_lines_tell_progress_when_it_is_new_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines()
+    lines = Lines(printer := Printer())
     for step, seconds in ((1, 0.0), (2, 1.0), (2, 6.0), (3, 6.1), (3, 12.0), (3, 20.0)):
         lines.show(a_view(step, seconds=seconds))
+    printer.finish()
 
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == ["0% step 1/300", "1% step 2/300", "1% step 3/300"]
+
+
+def test_what_a_printer_has_waiting_is_bounded_and_in_order() -> None:
+    stands, moves = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def stand_still() -> None:
+        stands.set()
+        moves.wait(10)
+
+    printer = Printer()
+    printer.print(stand_still)
+    stands.wait(10)
+    for number in range(1500):
+        printer.print(functools.partial(written.append, number))
+    moves.set()
+    printer.finish()
+
+    assert written == list(range(500, 1500))
+
+
+def test_what_cannot_be_written_is_lost_alone() -> None:
+    written: list[str] = []
+
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    printer = Printer()
+    printer.print(fail)
+    printer.print(lambda: written.append("next"))
+    printer.finish()
+
+    assert written == ["next"]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 import click
 
@@ -13,7 +14,7 @@ from piton.api.conditions import SUSPENDED
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files
-from piton.cli.watch import Lines, NoOutput
+from piton.cli.watch import Lines, NoOutput, Printer
 from piton.contract import InputError, names
 from piton.core.effects import Announcement
 from piton.local import drills as fire
@@ -33,16 +34,25 @@ class ConsoleSweepObserver:
 
     def __init__(self, sweep: str, *, quiet: bool) -> None:
         self._sweep = sweep
-        self._quiet = quiet
-        self._own: NoOutput = NoOutput() if quiet else Lines()
+        self._printer = None if quiet else Printer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._printer is not None:
+            self._printer.finish()
 
     async def announce(self, announcement: Announcement) -> None:
         """Print an announcement of the sweep as a whole."""
-        await self._own.announce(announcement)
+        await self._lines().announce(announcement)
 
     def of(self, name: str) -> RunObserver:
         """Return the observer of that run."""
-        return NoOutput() if self._quiet else Lines(f"{name.removeprefix(f'{self._sweep}-')}: ")
+        return self._lines(f"{name.removeprefix(f'{self._sweep}-')}: ")
+
+    def _lines(self, prefix: str = "") -> NoOutput:
+        return NoOutput() if self._printer is None else Lines(self._printer, prefix)
 
 
 def train(
@@ -71,7 +81,8 @@ def train(
         timing=timing,
         price=price,
     )
-    ending = sweep_runner.run(order, ConsoleSweepObserver(sweep.meta.name, quiet=quiet))
+    with ConsoleSweepObserver(sweep.meta.name, quiet=quiet) as observer:
+        ending = sweep_runner.run(order, observer)
     if as_json:
         click.echo(json.dumps(_wire(ending)))
     _close(ending)

@@ -14,7 +14,7 @@ import click
 
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files, sweeps
-from piton.cli.watch import Lines, Live, NoOutput
+from piton.cli.watch import Lines, Live, NoOutput, Printer
 from piton.contract import InputError, startup_phases
 from piton.contract.duration import format_duration, parse_duration
 from piton.local import drills as fire
@@ -89,7 +89,7 @@ def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[RunObserver
     """Return the observer of a run that fits the terminal."""
     if quiet:
         return NoOutput()
-    return Live() if sys.stderr.isatty() else Lines()
+    return Live() if sys.stderr.isatty() else Lines(Printer())
 
 
 def _exit_code(ending: Ending) -> int:

@@ -1,6 +1,14 @@
-"""Three ways to watch a run: live in a terminal, as lines, and not at all. All of them on stderr."""
+"""Three ways to watch a run: live in a terminal, as lines, and not at all. All of them on stderr.
 
+A terminal may stand still (Ctrl-S, a frozen connection, a pipe that nobody reads). A write to it then lasts until it
+moves again, so none of them is made by the thread that drives the run.
+"""
+
+import contextlib
 import sys
+import threading
+from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 from typing import Self
 
@@ -39,18 +47,62 @@ class NoOutput:
         """Show nothing."""
 
 
+class Printer:
+    """Prints in order, on a thread of its own, so that a terminal that stands still holds up no training.
+
+    While the terminal stands still, the newest 1,000 lines wait; older ones are left out.
+    """
+
+    _WAITING_MAX = 1000
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque(maxlen=self._WAITING_MAX)
+        self._changed = threading.Condition()
+        self._printing = False
+
+    def print(self, write: Callable[[], None]) -> None:
+        """Have it written soon. What it raises is lost."""
+        with self._changed:
+            self._waiting.append(write)
+            if not self._printing:
+                self._printing = True
+                threading.Thread(target=self._print_all, name="printer", daemon=True).start()
+
+    def finish(self) -> None:
+        """Wait until all is written, however long the terminal stands still."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._printing)
+
+    def _print_all(self) -> None:
+        while (write := self._next()) is not None:
+            with contextlib.suppress(Exception):
+                write()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._printing = False
+            self._changed.notify_all()
+            return None
+
+
 class Lines(NoOutput):
     """Plain lines, for logs and pipes: each announcement, and progress from time to time."""
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, printer: Printer, prefix: str = "") -> None:
+        self._printer = printer
         self._prefix = prefix
         self._last: datetime | None = None
         self._place: tuple[str | None, int | None, int | None] = _NOWHERE
         """The session, the step and the percentage of the last line."""
 
+    def __exit__(self, *_: object) -> None:
+        self._printer.finish()
+
     async def announce(self, announcement: Announcement) -> None:
         """One line."""
-        _line(self._prefix + announcement.message)
+        self._print(announcement.message)
 
     def show(self, view: View) -> None:
         """A line when the last one is old and there is something new."""
@@ -61,11 +113,11 @@ class Lines(NoOutput):
         if self._last is not None and (view.now - self._last).total_seconds() < _LINE_SECONDS:
             return
         self._last, self._place = view.now, place
-        _line(self._prefix + ", ".join([_position(view), *facts(view)]))
+        self._print(", ".join([_position(view), *facts(view)]))
 
-
-def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    def _print(self, text: str) -> None:
+        line = self._prefix + text
+        self._printer.print(lambda: print(line, file=sys.stderr, flush=True))
 
 
 class Live(NoOutput):
@@ -73,6 +125,7 @@ class Live(NoOutput):
 
     def __init__(self) -> None:
         self._view: View | None = None
+        self._printer = Printer()
         self._console = Console(stderr=True, highlight=False)
         self._live = RichLive(console=self._console, get_renderable=self._render, refresh_per_second=8)
 
@@ -81,12 +134,13 @@ class Live(NoOutput):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._printer.finish()
         self._live.stop()
 
     async def announce(self, announcement: Announcement) -> None:
         """One line above the bar."""
-        style = "yellow" if announcement.severity == "Warning" else ""
-        self._live.console.print(Text(announcement.message, style=style))
+        line = Text(announcement.message, style="yellow" if announcement.severity == "Warning" else "")
+        self._printer.print(lambda: self._live.console.print(line))
 
     def show(self, view: View) -> None:
         """Keep it for the next refresh."""
