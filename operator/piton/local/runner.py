@@ -285,9 +285,27 @@ class _Loop:
         except Conflict:
             seconds = 0.0
         except Unavailable as error:
+            self._end_if_over(error)
             await self._announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             seconds = _RETRY_SECONDS
         return None if seconds is None else self.clock.now() + timedelta(seconds=seconds)
+
+    def _end_if_over(self, error: Unavailable) -> None:
+        """End the command if the folder takes no state and nothing trains any more that patience would serve.
+
+        Raises:
+            ValueError: the user has stopped the run, or the folder is gone.
+        """
+        if self.world.interrupted:  # the order to stop would follow the state that is not taken
+            self.world.stop()
+        if self.world.alive:
+            return
+        if not self.order.root.exists():
+            raise InputError(f"{error}; the folder is gone, and the run with it, unless it was moved") from error
+        if self.world.interrupted:
+            raise InputError(
+                f"{error}; mend that, and the same command continues from the newest checkpoint"
+            ) from error
 
     def _stopped(self) -> bool:
         """True if it holds: on the user's order, or because the budget is spent, which nobody raises meanwhile."""

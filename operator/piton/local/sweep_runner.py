@@ -225,6 +225,8 @@ class _Sweep:
         try:
             decision = await run_pass(self, self.announcer, rules, Failures(self.clock))
         except Unavailable as error:
+            if not self.driven and not self.root.exists():
+                raise InputError(f"{error}; the folder is gone, and the sweep with it, unless it was moved") from error
             await self.announcer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
@@ -312,6 +314,8 @@ class _Sweep:
         return self.states[run.name]
 
     def _start(self, run: PlannedRun, until: datetime | None) -> None:
+        if not self.root.exists():  # a run would make it anew, without what was trained before
+            raise Unavailable(f"{self.root} is not there")
         saved = self._load(run)
         created = saved.created if saved else self.clock.now()
         spec = spec_of(replace(run, spec=limited(run, until, created)))

@@ -210,6 +210,11 @@ class LocalWorld:
         message = f"Attempt {number} {told}, and without reports no drill at a percentage or a step can fire: "
         return Announcement(severity="Warning", reason=Reason.TRAINING, message=message + ", ".join(waiting))
 
+    def stop(self) -> None:
+        """SIGTERM to everything, and SIGKILL after the grace period."""
+        for attempt in self._attempts.values():
+            attempt.stop(self._clock.now(), GRACE_SECONDS)
+
     def kill(self) -> None:
         """SIGKILL to everything; nobody waits any more."""
         for attempt in self._attempts.values():
