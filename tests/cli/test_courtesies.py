@@ -93,7 +93,7 @@ def test_reports_that_cannot_be_read_cost_nothing(tmp_path: Path) -> None:
 
 def test_a_terminal_that_shows_nothing_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.helpers.Listener", Broken)
-    ending, _ = train(tmp_path / "run", drills=("kill@step7",))
+    ending, _ = train(tmp_path / "run", "--hold-at", "7", drills=("kill@step7",))
 
     assert (ending.summary.phase, ending.summary.preemptions) == (Phase.SUCCEEDED, 1)
     assert Courteous(Broken())
