@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,20 @@ def watched(sampler: Any) -> Samplers:
     return Samplers([DataLoader(numbers, batch_size=SIZE, sampler=sampler)])
 
 
+def watched_data(data: Any) -> Samplers:
+    loader = DataLoader(data, batch_size=SIZE, sampler=range(ITEMS))
+    return Samplers([loader])
+
+
 def test_a_file_of_earlier_comes_back_while_it_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before, file = Holding(file="", has_read=False), tmp_path / "shard.txt"
     samplers = watched(before)
-    file.touch()
-    os.utime(file, (1, 1))
-    vars(before).update(file=str(file), has_read=True)
-    memory = samplers.capture()
+    for path in (tmp_path / "other.txt", file):
+        path.touch()
+        os.utime(path, (1, 1))
+        for has_read in (False, True):
+            vars(before).update(file=str(path), has_read=has_read)
+            memory = samplers.capture()
     after: Any = Holding(file="", has_read=False)
     watched(after).restore(memory)
     assert (after.file, after.has_read) == (str(file), True)
@@ -164,15 +172,20 @@ def test_a_file_of_earlier_comes_back_while_it_is_there(tmp_path: Path, caplog: 
     file.unlink()
     after = Holding(file="", has_read=False)
     watched(after).restore(memory)
-    assert (after.file, after.has_read) == ("", False)
+    assert after.file == ""
     (told,) = caplog.messages
     assert told.startswith("loader: its sampler.file was made while it ran")
-    assert "sampler.has_read begins as in the script" in told
 
 
 @pytest.mark.parametrize(
     "of_process",
-    [{"worker_pid": 12}, {"fd": 7}, {"port": 4000}, {"files": [f"/proc/{os.getpid()}/stat"]}, {"file": Path("x")}],
+    [
+        {"worker_pid": os.getpid()},
+        {"fd": 7},
+        {"port": 4000},
+        {"files": [f"/proc/{os.getpid()}/stat"]},
+        {"file": Path("x")},
+    ],
 )
 def test_what_names_something_of_a_process_is_not_put_back(of_process: dict[str, Any]) -> None:
     before, after = Holding(is_open=False), Holding(is_open=False)
@@ -180,6 +193,104 @@ def test_what_names_something_of_a_process_is_not_put_back(of_process: dict[str,
     vars(before).update(of_process, is_open=True)
     watched(after).restore(samplers.capture())
     assert vars(after) == {"is_open": False}
+
+
+MARKS: dict[str, tuple[Any, Any]] = {
+    "a flag": (False, True),
+    "a number for None": (None, 12),
+    "a number for -1": (-1, 12),
+    "a name for none": ("", "worker-3"),
+    "True for None": (None, True),
+}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_what_changes_once_stays_as_the_script_makes_it(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What it stands for may be anywhere, so a resume is as one without any memory, and is told of."""
+    made, now = MARKS[kind]
+    before, after = Holding(mark=made, count=0), Holding(mark=made, count=0)
+    samplers = watched(before)
+    vars(before).update(mark=now, count=1)
+    samplers.capture()
+    watched(after).restore(samplers.capture())
+    assert vars(after) == {"mark": made, "count": 0}
+    (told,) = caplog.messages
+    assert told.startswith("loader: its sampler.mark, sampler.count changed once while it ran")
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_what_goes_on_changing_comes_back(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    made, now = MARKS[kind]
+    before, after = Holding(mark=made, count=0), Holding(mark=made, count=0)
+    samplers = watched(before)
+    for mark, count in ((now, 1), (made, 2), (now, 3)):
+        vars(before).update(mark=mark, count=count)
+        memory = samplers.capture()
+    watched(after).restore(memory)
+    assert vars(after) == {"mark": now, "count": 3}
+    assert caplog.messages == []
+
+
+def test_a_count_beside_a_mark_comes_back_once_it_goes_on() -> None:
+    before, after = Holding(mark=False, count=0), Holding(mark=False, count=0)
+    samplers = watched(before)
+    vars(before).update(mark=True, count=1)
+    samplers.look()
+    vars(before).update(count=2)
+    watched(after).restore(samplers.capture())
+    assert vars(after) == {"mark": False, "count": 2}
+
+
+@pytest.mark.parametrize("made", [None, -1, [], {}])
+def test_the_number_of_an_open_file_never_comes_back(made: Any, tmp_path: Path) -> None:
+    """Also where a new file is opened for each epoch: the number would be another file's, or none."""
+    before, after = Holding(handle=made), Holding(handle=made)
+    samplers = watched(before)
+    with ExitStack() as files:
+        for name in ("one", "two", "three"):
+            number = files.enter_context((tmp_path / name).open("w")).fileno()
+            held: Any = {"train": number} if made == {} else [number] if made == [] else number
+            vars(before).update(handle=held)
+            memory = samplers.capture()
+    watched(after).restore(memory)
+    assert vars(after) == {"handle": made}
+
+
+def test_a_count_that_is_the_number_of_an_open_file_by_chance_comes_back(tmp_path: Path) -> None:
+    before, after = Holding(epoch=-1), Holding(epoch=-1)
+    samplers = watched(before)
+    with (tmp_path / "file").open("w") as file:
+        for epoch in range(file.fileno() + 1):
+            vars(before).update(epoch=epoch)
+            memory = samplers.capture()
+        watched(after).restore(memory)
+    assert vars(after) == {"epoch": epoch}
+
+
+def test_flags_of_rows_stay_with_the_rows(caplog: pytest.LogCaptureFixture) -> None:
+    """A large array is filled in place, and what says which of its rows are filled is small."""
+    before, after = (Holding(has=[False] * 30, rows=np.zeros((30, 4000))) for _ in range(2))
+    samplers = watched_data(before)
+    for row in range(3):
+        before.has[row], before.rows[row] = True, row + 1.0  # type: ignore[attr-defined]
+        memory = samplers.capture()
+    watched_data(after).restore(memory)
+    assert after.has == [False] * 30  # type: ignore[attr-defined]
+    assert "dataset.has begins as in the script" in caplog.text
+
+
+def test_a_list_that_gives_its_items_otherwise_ends_nothing() -> None:
+    class Ring(list[Any]):
+        def __getitem__(self, place: Any) -> Any:
+            return super().__getitem__(place % len(self))
+
+        def __iter__(self) -> Any:
+            raise RuntimeError("it has no end")
+
+    before = Holding(ring=Ring([object()]), mark=False)
+    samplers = watched(before)
+    vars(before).update(mark=True)
+    assert samplers.capture()
 
 
 def test_what_changes_while_the_parts_stay_comes_back() -> None:

@@ -5,16 +5,20 @@ would leave half a sampler, so the two go together: `samplers` leaves both to th
 and sizes, at each save.
 """
 
+import os
 import re
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -22,20 +26,25 @@ from piton_trainer.clock import Clock
 from piton_trainer.state.own_generators import is_generator
 from piton_trainer.state.plain_values import is_array
 
-_OF_PROCESS = frozenset({"pid", "ppid", "fd", "fds", "fileno", "port", "ports"})
+_OF_PROCESS = frozenset({"fd", "fds", "fileno", "port", "ports"})
 """Words in names of attributes whose numbers mean something in this process or on this machine only."""
+_PROCESSES = frozenset({"pid", "ppid"})
+"""The same, if the number is that of this process or its parent: patients have these names too."""
 _SEEN = frozenset({"sampler", "batch_sampler", "dataset", "datasets", "data_source", "transform", "transforms"})
 """Attributes that are looked at by themselves, or may change as they like."""
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 _LOOKED_AT = 1000
 _DEEP = 3
 _TEXT_MAX = 4096
+_SAMPLE = 2**14
+"""Numbers of a large tensor or array that are compared."""
 
 
 def names_process(key: str, value: Any) -> bool:
     """True for a plain value of this process only: the name of a file that it has made, or a number such as its own."""
     if type(value) is int:
-        return not _OF_PROCESS.isdisjoint(re.split(r"[_\d]+", key.lower()))
+        words = frozenset(re.split(r"[_\d]+", key.lower()))
+        return not _OF_PROCESS.isdisjoint(words) or (value in _own_numbers() and not _PROCESSES.isdisjoint(words))
     return any(_made_at(path) >= _began_at() for path in _paths(value))
 
 
@@ -89,7 +98,7 @@ def _outline(value: Any, deep: int) -> Any:
     if kind in (bool, int, float, str, bytes, type(None)):
         return kind, value
     if isinstance(value, Tensor) or is_array(value):
-        return kind, tuple(value.shape)
+        return kind, tuple(value.shape), _sample(value)
     if isinstance(value, _CONTAINERS):
         return kind, len(value), sum(len(part) for part in _parts(value) if isinstance(part, _CONTAINERS))
     if isinstance(value, nn.Module | type | Dataset) or not hasattr(value, "__dict__") or not deep:
@@ -97,16 +106,39 @@ def _outline(value: Any, deep: int) -> Any:
     return kind, {key: _outline(part, deep - 1) for key, part in list(vars(value).items())[:_LOOKED_AT]}
 
 
+def _sample(value: Any) -> int | None:
+    """Return a number that is another one once rows of a tensor or an array are filled; it goes by numbers in between.
+
+    None for what is on a device, or has no numbers in one row.
+    """
+    if isinstance(value, Tensor):
+        is_row = value.device.type == "cpu" and value.layout is torch.strided and value.is_contiguous()
+        if not is_row or value.is_quantized or "numpy" not in sys.modules:
+            return None
+        value = value.detach().view(-1)
+        value = value[:: max(1, value.numel() // _SAMPLE)]
+        return hash(value.contiguous().view(torch.uint8).numpy().tobytes())
+    if value.dtype.hasobject or not value.flags.c_contiguous:
+        return None
+    return hash(value.reshape(-1)[:: max(1, value.size // _SAMPLE)].tobytes())
+
+
 def _parts(value: Any) -> list[Any]:
-    """Return the first items of a container; a thread of the user's may be filling it."""
-    if isinstance(value, list | tuple):
-        return list(value[:_LOOKED_AT])
-    return list(value.values() if isinstance(value, dict) else value)[:_LOOKED_AT]
+    """Return the first items of a container; a thread of the user's may be filling it.
+
+    A class of the user's may be a list that gives its items otherwise.
+    """
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(value, kind))
+    return list(islice(kind.values(value) if kind is dict else kind.__iter__(value), _LOOKED_AT))
+
+
+def _own_numbers() -> tuple[int, int]:
+    return os.getpid(), os.getppid()
 
 
 def _paths(value: Any) -> Iterator[str]:
     """Yield the paths that exist among the texts in a plain value."""
-    for text in _parts(value) if isinstance(value, list | tuple | dict) else (value,):
+    for text in _parts(value) if isinstance(value, _CONTAINERS) else (value,):
         if type(text) is str and 0 < len(text) < _TEXT_MAX:
             path = text if "/" in text or "." in text else f"/dev/shm/{text}"  # noqa: S108 - shared memory has a name
             if _made_at(path) >= 0:

@@ -179,6 +179,8 @@ class ResumableLoader(Randomness):
                 self._length = self._position.batches = max(length, length_of(self._loader) or 0)
                 length = None
             self._position.batch += 1
+            if self._position.batch.bit_count() == 1:  # the first batches, and a few of the others
+                self._numbers.look_at_samplers()
             yield batch
         if self._position.batch == 0 and not was_begun:
             raise InputError("the loader has no batches")

@@ -47,6 +47,11 @@ class RandomNumbers:
         if self._samplers is not None:
             self._samplers.begin_epoch()
 
+    def look_at_samplers(self) -> None:
+        """See what samplers change, in a moment that is neither the start of an epoch nor a save."""
+        if self._samplers is not None:
+            self._samplers.look()
+
     def tell_of_counts(self, state: Mapping[str, Any]) -> None:
         """Tell of what data sets have counted in a capture, one batch ahead of the batches that were trained."""
         if self._samplers is not None:

@@ -13,6 +13,7 @@ Data sets and what collates their rows in this process (`row_makers`) have a mem
 """
 
 import logging
+import operator
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.built_parts import is_used_up, names_files, names_process, outline
+from piton_trainer.state.marks import Evidence
 from piton_trainer.state.own_generators import is_generator, parts_in
 from piton_trainer.state.plain_values import (
     copy_of,
@@ -68,6 +70,11 @@ class Samplers:
         self._makers = frozenset(makers)
         self._unseen = UnseenChanges(found, [part for _, _, part in parts_in(loaders)], makers)
 
+    def look(self) -> None:
+        """See what changes, in a moment that is neither the start of an epoch nor a save."""
+        for sampler in self._samplers.values():
+            sampler.look()
+
     def begin_epoch(self) -> None:
         """Tell of what changes from epoch to epoch and is not in a capture."""
         self._unseen.begin_epoch()
@@ -111,7 +118,8 @@ class Samplers:
             saved = memory.get(name, {})
             lost, left_out = sampler.lost(saved), sampler.left_out(saved)
             if left_out or (lost and name not in self._makers):  # a data set may open its files, and keep a cache
-                self._tell_of_built(name, lost, left_out)
+                marks = [key for key in lost if key in saved and key in saved.get(_BUILT, ())]
+                self._tell_of_built(name, [key for key in lost if key not in marks], [*marks, *left_out])
             for key, value, made in sampler.restore(saved):
                 self._tell(f"{name}.{key}", value, made)
 
@@ -123,17 +131,26 @@ class Samplers:
             self._known.append((weakref.ref(part), sampler))
         return sampler
 
-    def _tell_of_built(self, name: str, lost: Iterable[str], left_out: Collection[str]) -> None:
+    def _tell_of_built(self, name: str, lost: Collection[str], left_out: Collection[str]) -> None:
         built, left = (", ".join(f"{name}.{key}" for key in keys) for keys in (lost, left_out))
-        if built not in self._told:
+        if (word := built or left) in self._told:
+            return
+        self._told.add(word)
+        if not built:
             logger.warning(
-                "loader: its %s was made while it ran and is not in the checkpoint, so it is made again%s; batches "
-                "that follow from it may be others: keep it in numbers, texts, or lists, dicts, arrays or tensors of "
-                "them",
-                built,
-                f", and {left} begins as in the script" if left else "",
+                "loader: its %s changed once while it ran, as what stands for a table or an opened file does, so it "
+                "begins as in the script; batches that follow from it may be others: if it is to come back, give its "
+                "owner state_dict and load_state_dict",
+                left,
             )
-        self._told.add(built)
+            return
+        logger.warning(
+            "loader: its %s was made while it ran and is not in the checkpoint, so it is made again%s; batches "
+            "that follow from it may be others: keep it in numbers, texts, or lists, dicts, arrays or tensors of "
+            "them",
+            built,
+            f", and {left} begins as in the script" if left else "",
+        )
 
     def _tell(self, name: str, saved: Any, made: Any) -> None:
         if name not in self._told:
@@ -162,35 +179,37 @@ class _Sampler:
         """Attributes that were ever otherwise than the script has made them, in this attempt or before."""
         self._outlines = {key: outline(key, value) for key, value in list(self._own.items()) if not are_seen(value)}
         """Of the parts that no capture holds, as the script has made them."""
-        self._alone: dict[str, None] = {}
-        """Attributes that were seen to change while those parts stayed, in this attempt or before."""
-        self._before: tuple[dict[str, Any], dict[str, int]] = {}, {}
+        self._evidence = Evidence(self._made, digest, operator.eq)
 
     def capture(self) -> dict[str, Any]:
-        own = self._plain()
-        self._kept |= {key: None for key, value in own.items() if key not in self._kept and self._differs(key, value)}
-        built = {key: found for key, found in self._built(own).items() if not is_used_up(self._own[key])}
-        if built:
-            self._watch(built, own)
+        own, built = self.look()
         found = {key: packed(own[key]) for key in self._kept if key in own}
         absent = [key for key in self._kept if key not in self._own]
         files = [key for key in found if names_files(own[key])]
         further = {_NEW: self._new(found), _ALIASES: _aliases(found, own), _ABSENT: absent, _BUILT: [*built]}
-        further |= {_FILES: files, _ALONE: [*self._alone] if built or files else []}
+        further |= {_FILES: files, _ALONE: [*self._evidence.steady] if built or files else []}
         return found | {key: value for key, value in further.items() if value}
+
+    def look(self) -> tuple[dict[str, Any], list[str]]:
+        """See what changes; return the attributes that a capture holds, and what stands for parts that none does."""
+        own = self._plain()
+        self._kept |= {key: None for key, value in own.items() if key not in self._kept and self._differs(key, value)}
+        built = {key: found for key, found in self._built(own).items() if not is_used_up(self._own[key])}
+        seen = {key: own[key] for key in self._kept if key in own and not _is_seed(key)}
+        return own, [*built, *self._evidence.see(seen, built)]
 
     def complete(self, memory: Attributes) -> dict[str, Any]:
         absent = memory.get(_ABSENT, [])
         left = [key for key in self._kept if key not in memory and key not in absent]
         absent = [*absent, *(key for key in left if key not in self._made)]
         found = {**memory, **{key: packed(self._made[key]) for key in left if key in self._made}}
-        alone = [*self._alone] if memory.get(_BUILT) or memory.get(_FILES) else []
+        alone = [*self._evidence.steady] if memory.get(_BUILT) or memory.get(_FILES) else []
         return found | {key: value for key, value in {_ABSENT: absent, _ALONE: alone}.items() if value}
 
     def keep(self, memory: Attributes) -> None:
         saved = [key for key in memory if key not in _WORDS]
         self._kept |= dict.fromkeys([*saved, *memory.get(_ABSENT, ())])
-        self._alone |= dict.fromkeys(memory.get(_ALONE, ()))
+        self._evidence.steady |= dict.fromkeys(memory.get(_ALONE, ()))
 
     def digest(self) -> int:
         return hash(tuple((key, digest(value)) for key, value in list(self._own.items()) if self._are_seen(value)))
@@ -199,7 +218,14 @@ class _Sampler:
         """Return what was built at a capture and is not by now, and what names files that are gone."""
         gone = [key for key in memory.get(_FILES, ()) if not names_files(unpacked(memory[key]))]
         built = self._built(self._plain()) if memory.get(_BUILT) else {}
-        return [*(key for key in memory.get(_BUILT, ()) if key not in built), *gone]
+        missing = (key for key in memory.get(_BUILT, ()) if not self._is_there(key, memory, built))
+        return [*missing, *gone]
+
+    def _is_there(self, key: str, memory: Attributes, built: Collection[str]) -> bool:
+        """True for a part that is built by now, and for a mark that goes on changing or is as it was."""
+        if key not in memory:
+            return key in built
+        return key in memory.get(_ALONE, ()) or (key in self._own and is_same(self._own[key], unpacked(memory[key])))
 
     def left_out(self, memory: Attributes) -> list[str]:
         """Return what cannot be put back without the parts that are lost."""
@@ -211,7 +237,8 @@ class _Sampler:
         """Make it what it was. Return seeds that the script has otherwise: key, what was saved, what the script has."""
         self.keep(memory)
         lost = self.lost(memory)
-        comes_back = dict.fromkeys(memory.get(_ALONE, ()) if lost else (*self._kept, *self._own))
+        keys = memory.get(_ALONE, ()) if lost else (*self._kept, *self._own)
+        comes_back = dict.fromkeys(key for key in keys if key not in lost)
         saved = {key: unpacked(memory[key]) for key in self._kept if key in memory and key in comes_back}
         stays = {*saved, *memory.get(_BUILT, ())}
         others = [key for key in self._plain() if key in comes_back and key not in stays]
@@ -248,14 +275,6 @@ class _Sampler:
         others = ((key, value) for key, value in list(self._own.items()) if key not in plain)
         now = {key: outline(key, value) for key, value in others if not is_generator(value)}
         return {key: found for key, found in now.items() if key not in self._outlines or found != self._outlines[key]}
-
-    def _watch(self, built: dict[str, Any], own: Attributes) -> None:
-        """See which attributes change while those parts stay."""
-        now = {key: digest(own[key]) for key in self._kept if key in own}
-        parts, before = self._before
-        if parts == built:
-            self._alone |= dict.fromkeys(key for key in now if key in before and now[key] != before[key])
-        self._before = built, now
 
     def _differs(self, key: str, value: Any) -> bool:
         return _is_seed(key) or key not in self._made or not is_same(value, self._made[key])
