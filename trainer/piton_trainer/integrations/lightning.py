@@ -87,7 +87,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._session, self._randomness, self._known = session, None, {}
             self._patience, self._loaded_in, self._results = StepPatience(Clock()), None, EpochMetrics(trainer)
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
-            self._memory, self._wraps = OwnAttributes(trainer), Wraps()
+            self._memory, self._wraps, self._batches = OwnAttributes(trainer), Wraps(), 0
             self._makings = Makings(trainer, self._memory)
             marker = session.peek(MADE_BY)
             if marker is not None:
@@ -186,6 +186,9 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             return
         self._session.end_step()
         self._is_computed = True
+        self._batches += 1
+        if self._batches.bit_count() == 1:  # the first batches, and a few of the others
+            self._memory.look()
         loss = outputs.get(LOSS) if isinstance(outputs, Mapping) else outputs
         self._report(trainer, {LOSS: loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {})
 

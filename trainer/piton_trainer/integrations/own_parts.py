@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,8 +22,11 @@ def numbered(parts: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def place_of(value: Any) -> int | None:
-    """Return the address of the first number of a tensor; None for anything else."""
-    return value.data_ptr() if isinstance(value, Tensor) else None
+    """Return the address of a tensor's numbers; None for anything else, and for a tensor that has none of its own."""
+    if isinstance(value, Tensor):
+        with suppress(RuntimeError, NotImplementedError, ValueError):  # it is sparse, lazy, or of a class that wraps
+            return value.untyped_storage().data_ptr() or None
+    return None
 
 
 def sample_of(value: Any) -> str | None:

@@ -6,6 +6,7 @@ transformers brings callbacks back that are ExportableState. Besides these, one 
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,9 +88,9 @@ class OwnCallbacks:
             if _has_state(item) or isinstance(item, ExportableState):
                 continue
             for key, value in list(vars(item).items()):
-                own = [tensor for tensor in _tensors(value) if place_of(tensor) not in known]
-                if own:
-                    yield f"{name}.{key}", [sample_of(tensor) for tensor in own[:SAMPLE]]
+                with suppress(Exception):  # a class of the user's may refuse to be looked at
+                    if own := [tensor for tensor in _tensors(value) if place_of(tensor) not in known]:
+                        yield f"{name}.{key}", [sample_of(tensor) for tensor in own[:SAMPLE]]
 
 
 def _has_state(item: Any) -> bool:

@@ -40,8 +40,8 @@ class Evidence:
         marks = frozenset(key for key, value in values.items() if is_mark(self._made.get(key, _ABSENT), value))
         parts = {**parts, **{key: now[key] for key in marks if key not in self.steady}}
         stays = self._stays(parts)
-        for key in now:
-            if (stays or key in self._marks) and self._has_changed(key, now[key]) and not names_open_files(values[key]):
+        for key, token in now.items():
+            if (stays or key in self._marks) and self._has_changed(key, token) and not names_open_files(values[key]):
                 self.steady[key] = None
         self._parts, self._before, self._marks = parts, now, marks
         return [key for key in values if key in marks and key not in self.steady]
