@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from piton.contract import names
-from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
+from piton.contract.assignment import Assignment, Encryption, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
 from piton.contract.progress import Progress, StopAt, TrainerRequests
@@ -119,7 +119,11 @@ def test_an_assignment_survives_the_trip() -> None:
         config={"depth": 4},
         save=SavePolicy(every_steps=10),
         objective=Objective(metric="val_loss", target=0.2),
-        mirror=MirrorPolicy(uri="s3://bucket/prefix", megabytes_per_second=200),
+        mirror=MirrorPolicy(
+            uri="s3://bucket/prefix",
+            megabytes_per_second=200,
+            encryption=Encryption(type="SSE-KMS", key_id="alias/checkpoints"),
+        ),
         training_seconds=60.0,
     )
 
@@ -131,6 +135,23 @@ def test_an_assignment_of_an_operator_that_knew_no_mirror_is_read() -> None:
     del older["mirror"]
 
     assert Assignment.from_json(json.dumps(older)) == Assignment()
+
+
+def test_an_assignment_of_an_operator_that_knew_no_encryption_is_read() -> None:
+    assignment = Assignment(mirror=MirrorPolicy(uri="s3://bucket/prefix"))
+    older = json.loads(assignment.to_json())
+    del older["mirror"]["encryption"]
+
+    assert Assignment.from_json(json.dumps(older)) == assignment
+
+
+def test_an_encryption_that_a_newer_operator_asks_for_is_not_passed_over() -> None:
+    """Who reads it decides: the trainer refuses a type that it does not know."""
+    assignment = Assignment(mirror=MirrorPolicy(uri="s3://bucket/prefix", encryption=Encryption(type="DSSE-KMS")))
+    newer = json.loads(assignment.to_json())
+    newer["mirror"]["encryption"]["context"] = {"team": "a"}
+
+    assert Assignment.from_json(json.dumps(newer)) == assignment
 
 
 def test_what_a_newer_operator_adds_to_an_assignment_is_passed_over() -> None:

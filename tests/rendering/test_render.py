@@ -8,7 +8,7 @@ import pytest
 from piton.api.parse import meta_of
 from piton.api.spec import Stage
 from piton.contract import names
-from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
+from piton.contract.assignment import Assignment, Encryption, MirrorPolicy, SavePolicy
 from piton.contract.termination import Limit, StopAfter
 from piton.rendering.appdef import (
     ELASTIC_SHUTDOWN_SECONDS,
@@ -131,6 +131,22 @@ def test_the_trainers_are_told_of_the_mirror() -> None:
 
     assert mirror == MirrorPolicy(uri="s3://bucket/team", megabytes_per_second=200)
     assert assignment(a_spec()).mirror is None
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"type": "SSE-S3"}, Encryption(type="SSE-S3")),
+        ({"type": "SSE-KMS", "keyId": "alias/checkpoints"}, Encryption(type="SSE-KMS", key_id="alias/checkpoints")),
+    ],
+    ids=["SSE-S3", "SSE-KMS"],
+)
+def test_the_trainers_are_told_of_the_encryption(written: dict[str, str], told: Encryption) -> None:
+    mirror = {"uri": "s3://bucket/team", "encryption": written}
+
+    policy = assignment(a_spec(checkpoint={"volume": {"size": "1Gi"}, "mirror": mirror})).mirror
+
+    assert policy == MirrorPolicy(uri="s3://bucket/team", encryption=told)
 
 
 def test_trainers_are_told_what_to_keep_and_how_long_to_go_on_without_saving() -> None:

@@ -47,6 +47,11 @@ def volume(**parts: Any) -> dict[str, Any]:
     return {"checkpoint": {"volume": parts}}
 
 
+def encryption(**parts: Any) -> dict[str, Any]:
+    mirror = {"uri": "s3://bucket/prefix", "encryption": parts}
+    return {"checkpoint": {"volume": {"size": "1Gi"}, "mirror": mirror}}
+
+
 def template(**parts: Any) -> dict[str, Any]:
     return {"workers": {"template": parts}}
 
@@ -73,6 +78,8 @@ _NO_RESOURCE = (
 )
 _WRITE_4 = "so write 4 here as well"
 _SAME = "write the same amount for both"
+_ENCRYPTION_KEY = "spec.checkpoint.mirror.encryption.keyId"
+_A_KEY = "SSE-KMS needs the ID, the ARN or the alias of a key, such as alias/checkpoints"
 _NO_KEY = (
     "is no key of a Secret or a ConfigMap; write letters, digits, dashes, underscores and dots, as the object has it"
 )
@@ -123,6 +130,22 @@ RUNS: tuple[Judged, ...] = (
         "a command's config",
         ("spec.trainer.config: only a recipe has a config; pass your program its settings in spec.trainer.command",),
         {"trainer": {**COMMAND, "config": {"depth": 4}}},
+    ),
+    Judged("keys of the object store", parts=encryption(type="SSE-S3")),
+    Judged("a key of one's own", parts=encryption(type="SSE-KMS", keyId="alias/checkpoints")),
+    Judged(
+        "the ARN of a key",
+        parts=encryption(type="SSE-KMS", keyId="arn:aws:kms:eu-central-1:111122223333:key/mrk-1234abcd12ab34cd"),
+    ),
+    Judged(
+        "no key of one's own",
+        (f"{_ENCRYPTION_KEY}: missing; {_A_KEY}",),
+        encryption(type="SSE-KMS"),
+    ),
+    Judged(
+        "a key of nothing",
+        (f"{_ENCRYPTION_KEY}: only SSE-KMS takes a key; write type: SSE-KMS, or remove keyId",),
+        encryption(type="SSE-S3", keyId="alias/checkpoints"),
     ),
     Judged("a claim", parts=volume(claimName="c")),
     Judged(

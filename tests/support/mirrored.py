@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from piton.contract import names
-from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
+from piton.contract.assignment import Assignment, Encryption, MirrorPolicy, Objective, SavePolicy
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence
@@ -75,6 +75,7 @@ class Volume:
     durable_step: int | None = None
     assignment: Assignment = ORDERS
     tuning: Tuning = HASTY
+    encryption: Encryption | None = None
 
     def __post_init__(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -109,7 +110,7 @@ class Volume:
                 durable_step=self.durable_step,
             ),
             BucketPrefix.parse(self.uri, "run"),
-            MirrorPolicy(uri=self.uri),
+            MirrorPolicy(uri=self.uri, encryption=self.encryption),
             fence=self.fence,
             clock=Clock(),
             patience=patience,
@@ -159,6 +160,14 @@ class Contents:
     def read(self, *parts: str) -> bytes:
         body: bytes = self.client.get_object(Bucket=s3.BUCKET, Key=self.place.key(*parts))["Body"].read()
         return body
+
+    def encryption(self) -> dict[str, tuple[str | None, str | None]]:
+        """How the server says that each object is encrypted, and with which key, by the last part of its name."""
+        found = {}
+        for key in s3.keys(self.client, self.place.prefix):
+            head = self.client.head_object(Bucket=s3.BUCKET, Key=self.place.prefix + key)
+            found[key.rpartition("/")[2]] = head.get("ServerSideEncryption"), head.get("SSEKMSKeyId")
+        return found
 
     def write(self, body: bytes, *parts: str) -> None:
         self.client.put_object(Bucket=s3.BUCKET, Key=self.place.key(*parts), Body=body)

@@ -5,6 +5,7 @@ with Proxy(server) as proxy:   proxy.fail(method="PUT", key="MANIFEST", code="Sl
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -36,10 +37,21 @@ _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "d
 _PARTS = ("master", "volume", "filer", "s3")
 _STATUS = {"InternalError": 500, "SlowDown": 503, "NotImplemented": 501}
 """Of the codes whose status is not 403."""
-_IDENTITIES = (
-    '{"identities":[{"name":"piton","credentials":[{"accessKey":"%s","secretKey":"%s"}],'
-    '"actions":["Admin","Read","Write","List","Tagging"]}]}'
-)
+_CONFIG = {
+    "identities": [
+        {
+            "name": "piton",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+    ],
+    "kms": {
+        "default_provider": "local",
+        "providers": {"local": {"type": "local", "enableOnDemandCreate": True}},
+    },
+}
+"""Keys of its KMS are made when somebody names them; names that look like an ARN are not."""
+_KEY_OF_SSE_S3 = {"WEED_S3_SSE_KEK": "5e" * 32}
 
 
 def environment(url: str) -> dict[str, str]:
@@ -60,7 +72,7 @@ class Server:
         self._folder = folder
         self._volume_megabytes = volume_megabytes
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
+        (folder / "s3.json").write_text(json.dumps(_CONFIG))
         for tries_left in reversed(range(_TRIES)):
             self._ports = free_ports(8)
             self.start()
@@ -97,7 +109,11 @@ class Server:
         program = str(Path(sys.executable).parent / "weed")
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [program, f"-logdir={folder}", "server", *options], stdout=log, stderr=log, cwd=folder
+                [program, f"-logdir={folder}", "server", *options],
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env=os.environ | _KEY_OF_SSE_S3,
             )
 
     @property
@@ -176,6 +192,8 @@ class Proxy(LocalServer):
         """Called with method and path before a request is handed on."""
         self.dropped: set[str] = set()
         """Headers that answers to HEAD leave out, in small letters."""
+        self.dropped_of_writes: set[str] = set()
+        """The same for answers to PUT."""
         self.weather: Callable[[], Fault | None] | None = None
         """Called for each request that no fault of `fail` takes."""
         self._faults: list[Fault] = []
@@ -236,8 +254,9 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
 
         def _answer(self, answer: HTTPResponse, data: bytes, sent: bytes | None = None) -> None:
             self.send_response(answer.status)
+            dropped = {"HEAD": proxy.dropped, "PUT": proxy.dropped_of_writes}.get(self.command, set())
             for name, value in answer.getheaders():
-                if name.lower() not in _OF_THE_HOP | (proxy.dropped if self.command == "HEAD" else set()):
+                if name.lower() not in _OF_THE_HOP | dropped:
                     self.send_header(name, value)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             self.send_header("Content-Length", length or "0")

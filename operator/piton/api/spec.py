@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from piton.api.checkpoint_spec import Every, Keep, Mirror
 from piton.api.fields import Dollars, Duration, LabelValue, Model, Name, Quantity, Text, Word
 from piton.api.pod_template import PodTemplate, Resources, Toleration
 from piton.contract.open_enum import OpenEnum
@@ -122,32 +123,6 @@ class Volume(Model):
         default=Reclaim.RETAIN,
         description="What becomes of a new claim when the run is deleted. Retain keeps it if it may hold work; "
         "Delete deletes it with the run, checkpoints and all.",
-    )
-
-
-class Every(Model):
-    """Save interval; the limit that is reached first triggers a save."""
-
-    minutes: int | None = Field(default=None, ge=1, le=10_080, description="Minutes between saves.")
-    steps: int | None = Field(default=None, ge=1, description="Optimizer steps between saves.")
-
-
-class Keep(Model):
-    """Number of checkpoints to keep."""
-
-    last: int = Field(default=2, ge=2, le=1000, description="Newest ones. At least 2: one alone may turn out bad.")
-    best: int = Field(default=1, ge=0, le=1000, description="Best ones by the objective's metric.")
-    weights_only: int = Field(default=0, ge=0, le=1000, description="Older ones of which the weights are kept.")
-
-
-class Mirror(Model):
-    """A second copy of the checkpoints in an object store."""
-
-    uri: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$", max_length=1024)] = Field(
-        description="Bucket and prefix, e.g. s3://bucket/prefix; the namespace and the name of the run are added."
-    )
-    max_megabytes_per_second: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="At most so much of the network, for uploads."
     )
 
 

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
-from piton.api.spec import EvaluateStage, Reclaim, Spec
+from piton.api.spec import EvaluateStage, Spec
 from piton.api.stages import side_stages
 from piton.api.validation_amounts import AMOUNTS, bounded_durations
+from piton.api.validation_checkpoint import CHECKPOINT
 from piton.api.validation_env import ENVIRONMENT
 from piton.api.validation_pods import PODS
 from piton.api.validation_pods import YOUNGER as YOUNGER_OF_PODS
@@ -82,49 +83,6 @@ def one_program(spec: Spec) -> Iterator[str]:
         yield ONE_PROGRAM.format(found="both are" if trainer.recipe else "neither is")
     if trainer.config and trainer.command:
         yield NO_CONFIG
-
-
-ONE_VOLUME = "spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim"
-NOT_TO_DELETE = "spec.checkpoint.volume.reclaim: Delete is for claims that Piton has made; remove it or claimName"
-NEW_CLAIM = "spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName"
-
-
-@cel("spec.checkpoint.volume", "has(self.claimName) != has(self.size)", ONE_VOLUME)
-@cel("spec.checkpoint.volume", "!has(self.claimName) || self.?reclaim.orValue('Retain') == 'Retain'", NOT_TO_DELETE)
-@cel(
-    "spec.checkpoint.volume",
-    "!has(self.claimName) || has(self.size)"
-    " || !(has(self.storageClassName) || size(self.?accessModes.orValue([])) > 0)",
-    NEW_CLAIM,
-)
-def one_volume(spec: Spec) -> Iterator[str]:
-    """Check that exactly one of an existing claim and the size of a new one is given."""
-    volume = spec.checkpoint.volume
-    if bool(volume.claim_name) == bool(volume.size):
-        yield ONE_VOLUME
-    elif volume.claim_name and (volume.storage_class_name or volume.access_modes):
-        yield NEW_CLAIM
-    if volume.claim_name and volume.reclaim is Reclaim.DELETE:
-        yield NOT_TO_DELETE
-
-
-SHARED_VOLUME = (
-    "spec.checkpoint.volume.accessModes: several nodes share the volume, which takes ReadWriteMany; "
-    "write [ReadWriteMany] and a storage class that offers it, such as EFS or FSx for Lustre"
-)
-
-
-@cel(
-    "spec",
-    "self.?workers.?nodes.orValue(1) <= 1 || !has(self.checkpoint.volume.size)"
-    " || (has(self.checkpoint.volume.accessModes) && 'ReadWriteMany' in self.checkpoint.volume.accessModes)",
-    SHARED_VOLUME,
-)
-def shared_volume(spec: Spec) -> Iterator[str]:
-    """Check that a volume shared by several nodes can be mounted by several nodes."""
-    volume = spec.checkpoint.volume
-    if spec.workers.nodes > 1 and volume.size and "ReadWriteMany" not in volume.access_modes:
-        yield SHARED_VOLUME
 
 
 ZONES_FOR_PREPARE = (
@@ -238,8 +196,7 @@ def not_yet(spec: Spec) -> Iterator[str]:
 
 RULES: tuple[SpecRule[Spec], ...] = (
     one_program,
-    one_volume,
-    shared_volume,
+    *CHECKPOINT,
     zones_for_prepare,
     an_interval,
     a_steady_judge,

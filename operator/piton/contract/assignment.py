@@ -53,6 +53,16 @@ class Objective:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encryption:
+    """Server-side encryption of objects in a bucket."""
+
+    type: str
+    """`SSE-S3` or `SSE-KMS`. A trainer that does not know the word writes nothing."""
+    key_id: str | None = None
+    """ID, ARN or alias of the KMS key; None unless the type is `SSE-KMS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MirrorPolicy:
     """Destination of a second copy of the checkpoints, and the limit of its uploads."""
 
@@ -60,6 +70,8 @@ class MirrorPolicy:
     """`s3://bucket/prefix`; the run's name is added to it."""
     megabytes_per_second: int | None = None
     """At most so much of the network, for uploads; None takes what is there."""
+    encryption: Encryption | None = None
+    """None: as the bucket does by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +105,19 @@ class Assignment:
             return cls(
                 save=SavePolicy(**_known(SavePolicy, save)),
                 objective=Objective(**_known(Objective, objective)) if objective else None,
-                mirror=MirrorPolicy(**_known(MirrorPolicy, mirror)) if mirror else None,
+                mirror=_mirror(mirror) if mirror else None,
                 **known,
             )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not an assignment: {error}") from error
+
+
+def _mirror(written: Mapping[str, Any]) -> MirrorPolicy:
+    known = _known(MirrorPolicy, written)
+    encryption = known.pop("encryption", None)
+    return MirrorPolicy(
+        encryption=Encryption(**_known(Encryption, encryption)) if encryption is not None else None, **known
+    )
 
 
 def _known(kind: type, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 
+from piton.api.checkpoint_spec import Mirror
 from piton.api.conditions import SUCCEEDED, SUSPENDED, TRAINING
 from piton.api.reasons import Reason
-from piton.api.spec import Mirror, Spec
+from piton.api.spec import Spec
 from piton.api.status_base import Phase
 from piton.clock import SystemClock
 from piton.contract import InputError

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from piton.api.spec import Every, Meta, Mirror, ObjectiveSpec, Spec, Stage
+from piton.api.checkpoint_spec import Every, Mirror
+from piton.api.spec import Meta, ObjectiveSpec, Spec, Stage
 from piton.api.stages import staged
 from piton.contract import names
-from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
+from piton.contract.assignment import Assignment, Encryption, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.termination import StopAfter
 from piton.rendering.instance_types import node_resources
@@ -97,7 +98,9 @@ def interval(spec: Spec) -> str:
 def _mirror(mirror: Mirror | None) -> MirrorPolicy | None:
     if mirror is None:
         return None
-    return MirrorPolicy(uri=mirror.uri, megabytes_per_second=mirror.max_megabytes_per_second)
+    asked = mirror.encryption
+    encryption = None if asked is None else Encryption(type=asked.type.value, key_id=asked.key_id)
+    return MirrorPolicy(uri=mirror.uri, megabytes_per_second=mirror.max_megabytes_per_second, encryption=encryption)
 
 
 def _objective(spec: ObjectiveSpec | None) -> Objective | None:

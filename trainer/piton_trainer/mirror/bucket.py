@@ -1,7 +1,7 @@
 """Objects under one prefix: small ones as text, files in parts, each with a SHA-256 that S3 verifies."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 
+from piton.contract import InputError
+from piton.contract.assignment import Encryption
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint.format.file_digest import FileDigest
 from piton_trainer.mirror.keys import BucketPrefix
@@ -21,6 +23,8 @@ from piton_trainer.s3.client import S3Connection, head_object, translate_errors
 from piton_trainer.s3.reader import ObjectReader
 
 _DELETE_MAX = 1000
+_ALGORITHM = "ServerSideEncryption"
+_ALGORITHMS = {"SSE-S3": "AES256", "SSE-KMS": "aws:kms"}
 _GONE = frozenset({"NoSuchKey", "NoSuchVersion"})
 _READ_BYTES = 1 << 20
 
@@ -38,8 +42,17 @@ class Object:
 class Bucket:
     """Objects under one prefix. Safe to use from several threads."""
 
-    def __init__(self, place: BucketPrefix, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self, place: BucketPrefix, tuning: Tuning | None = None, *, encryption: Encryption | None = None
+    ) -> None:
+        """Connect; each object that is written is encrypted like this (None: as the bucket does by itself).
+
+        Raises:
+            S3Error: the credentials or settings in the environment cannot work.
+            ValueError: the endpoint is not valid, or the encryption is not known.
+        """
         self.place = place
+        self._encryption = write_options(encryption)
         self._tuning = tuning = tuning or Tuning()
         self._connection = S3Connection(tuning)
         self._manager = self._new_manager()
@@ -84,6 +97,7 @@ class Bucket:
 
         Raises:
             PreconditionFailed: the object has another version.
+            S3Error: the request failed, or the object is not encrypted as it should be.
         """
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"} if is_new else {}
         with translate_errors():
@@ -93,9 +107,11 @@ class Bucket:
                 Body=text.encode(),
                 ChecksumAlgorithm="SHA256",
                 ContentType="application/json",
+                **self._encryption,
                 **condition,
             )
-            return str(answer["ETag"])
+        check_encrypted(answer, self._encryption)
+        return str(answer["ETag"])
 
     def look(self, *parts: str) -> Object | None:
         """Return the metadata of an object; None if it does not exist."""
@@ -118,7 +134,7 @@ class Bucket:
         `moved` is called with the number of bytes as they are sent, negative for bytes that are sent again.
         """
         subscriber = _Subscriber(moved, is_wanted)
-        extra = {"ChecksumAlgorithm": "SHA256"}
+        extra = {"ChecksumAlgorithm": "SHA256", **self._encryption}
         at = str(path), self.place.bucket, self.place.key(*parts)
         with translate_errors(), suppress(CancelledError):
             self._manager.upload(*at, extra_args=extra, subscribers=[subscriber]).result()
@@ -226,6 +242,39 @@ class Bucket:
     ) -> tuple[FileEntry, str]:
         """Return the manifest entry of a file, and the checksum that S3 will have after its upload."""
         return fingerprint(path, self._tuning.chunk_bytes, like, hashed=hashed)
+
+
+def write_options(encryption: Encryption | None) -> dict[str, str]:
+    """Return the options of PutObject and CreateMultipartUpload that ask for this encryption.
+
+    Raises:
+        ValueError: this version does not know its type.
+    """
+    if encryption is None:
+        return {}
+    if encryption.type not in _ALGORITHMS:
+        raise InputError(
+            f"encryption.type: this trainer does not know {encryption.type}; use an image of the operator's version"
+        )
+    key = {} if encryption.key_id is None else {"SSEKMSKeyId": encryption.key_id}
+    return {_ALGORITHM: _ALGORITHMS[encryption.type], **key}
+
+
+def check_encrypted(answer: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Check that the answer to a write says that the object is encrypted as `options` ask.
+
+    The key is not compared, because a server may name it in another form.
+
+    Raises:
+        S3Error: it does not: there are servers that pass over headers that they do not know.
+    """
+    asked, done = options.get(_ALGORITHM), answer.get(_ALGORITHM)
+    if asked is not None and done != asked:
+        raise S3Error(
+            "NotEncrypted",
+            f"this server does not encrypt as checkpoint.mirror.encryption asks: {asked} is asked for, and its answer "
+            f"says {done or 'nothing'}",
+        )
 
 
 class _Subscriber(BaseSubscriber):  # type: ignore[misc]

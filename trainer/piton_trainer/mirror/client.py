@@ -110,6 +110,7 @@ class MirrorClient:
             policy=config.assignment.save,
             objective=config.assignment.objective,
             tuning=tuning or Tuning(bytes_per_second=None if speed is None else speed * 1_000_000),
+            encryption=policy.encryption,
             patience=patience,
         )
         self._changed = threading.Condition()

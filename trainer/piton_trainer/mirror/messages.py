@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from piton.contract.assignment import Objective, SavePolicy
+from piton.contract.assignment import Encryption, Objective, SavePolicy
 from piton_trainer.checkpoint.format.fence import Holder
 from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.runtime.child_process import Failed
@@ -46,6 +46,7 @@ class MirrorSettings:
     policy: SavePolicy
     objective: Objective | None
     tuning: Tuning
+    encryption: Encryption | None
     patience: Timeouts
 
 

@@ -37,7 +37,7 @@ class BucketSync:
         self._patience = settings.patience
         self._clock = clock
         self._send = send
-        self._bucket = Bucket(settings.place, settings.tuning)
+        self._bucket = Bucket(settings.place, settings.tuning, encryption=settings.encryption)
         self._restoring = TransferMeter(clock, send, is_restore=True)
         uploading = TransferMeter(clock, send, is_restore=False)
         self._uploader = Uploader(

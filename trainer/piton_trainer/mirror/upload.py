@@ -154,7 +154,9 @@ class Uploader:
         ours = self._claimed(found)
         # First on the volume: after a crash in between, the next attempt still recognizes the bucket.
         self.adopt(ours)
-        if ours != found:
+        # The answer to a write is the proof that the bucket encrypts, so a process begins with one.
+        has_no_proof = self._latest is None and self._settings.encryption is not None
+        if ours != found or has_no_proof:
             try:
                 version = self._bucket.write(ours.to_json(), LATEST, version=version, is_new=found is None)
             except PreconditionFailed as error:

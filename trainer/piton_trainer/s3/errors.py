@@ -76,6 +76,7 @@ _USERS = {
     "NoCredentialsError": _NO_KEYS,
     "NoRegionError": "set AWS_DEFAULT_REGION",
     "NoSuchBucket": "create the bucket, or put its name right",
+    "NotEncrypted": "use a server that does, or remove the setting",
     "NotImplemented": _UNSUPPORTED,
     "NotSignedUp": "ask whoever owns the account",
     "ParamValidationError": _NAME,
@@ -90,7 +91,14 @@ _CHANGEABLE_KEYS = frozenset({"InvalidAccessKeyId", "NoCredentialsError", "Parti
 """Codes of the user's that new credentials may end all the same: keys that are rotated are wrong for a moment."""
 _CLOCK = "set the clock of this machine: the bucket's differs from it"
 _SLOWER = "the bucket asks for fewer requests"
+_KEY_SERVICE = "the key management service is busy or away"
 _TRY_AGAIN = {
+    "KMS.DependencyTimeoutException": _KEY_SERVICE,
+    "KMS.InternalException": _KEY_SERVICE,
+    "KMS.KMSInternalException": _KEY_SERVICE,
+    "KMS.KeyUnavailableException": _KEY_SERVICE,
+    "KMS.LimitExceededException": _SLOWER,
+    "KMS.ThrottlingException": _SLOWER,
     "RequestTimeTooSkewed": _CLOCK,
     "RequestInTheFuture": _CLOCK,
     "SlowDown": _SLOWER,
@@ -131,6 +139,8 @@ class S3Error(Exception):
 
 def remedy_for(kind: str) -> Remedy:
     """Return the class of a code."""
+    if kind in _TRY_AGAIN:
+        return Remedy.TRY_AGAIN
     if kind in _USERS or kind.startswith("KMS."):
         return Remedy.USERS
     if kind in _CREDENTIALS:
@@ -140,4 +150,5 @@ def remedy_for(kind: str) -> Remedy:
 
 def advice_for(kind: str) -> str:
     """Return what a person can do about an error of this code; empty if time alone may help."""
-    return _USERS.get(kind) or _TRY_AGAIN.get(kind) or _ADVICE[remedy_for(kind)]
+    of_key = _KEY if kind.startswith("KMS.") else ""
+    return _USERS.get(kind) or _TRY_AGAIN.get(kind) or of_key or _ADVICE[remedy_for(kind)]
