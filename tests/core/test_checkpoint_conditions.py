@@ -8,10 +8,23 @@ from piton.api.conditions import MIRRORED, RESUME_INEXACT, VOLUME_NEARLY_FULL
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus
 from piton.api.status_base import ConditionStatus, Phase
-from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, Progress
+from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, MIRROR_STEP, Progress
+from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import Decision
-from support.builders import NOW, a_progress, a_record, a_replica, a_status, an_attempt, an_observed, later
+from support.builders import (
+    NOW,
+    a_failed_attempt,
+    a_progress,
+    a_record,
+    a_replica,
+    a_status,
+    an_attempt,
+    an_observed,
+    failed,
+    later,
+    said,
+)
 
 WITH_A_MIRROR = {"checkpoint": {"volume": {"size": "1Gi"}, "mirror": {"uri": "s3://bucket/prefix"}}}
 TAKEN = "s3://bucket/prefix/team/ragcun holds the checkpoints of another run"
@@ -47,6 +60,50 @@ def test_the_condition_ends_with_an_attempt_that_mirrors() -> None:
     mirrors = reported(replace(a_progress(12), metrics={MIRROR_LAG_STEPS: 0.0}), saved_nothing_yet).status
 
     assert mirrors.is_true(MIRRORED)
+
+
+def test_that_it_mirrors_again_is_said_once() -> None:
+    off = reported(replace(a_progress(10), mirror_refusal=TAKEN)).status
+    metrics = {MIRROR_LAG_STEPS: 4.0, MIRROR_STEP: 8.0}
+
+    again = reported(replace(a_progress(12), metrics=metrics), off)
+
+    assert again.status.is_true(MIRRORED)
+    told = [(news.severity, news.reason, news.message) for news in again.announcements]
+    assert told == [("Normal", Reason.MIRRORED, "checkpoints are mirrored again: s3://bucket/prefix has step 8")]
+    assert reported(replace(a_progress(13), metrics=metrics), again.status).announcements == ()
+
+
+def test_an_attempt_that_has_not_mirrored_yet_proves_nothing() -> None:
+    """It lags, as every attempt does before its first upload, and nobody knows whether the bucket takes it."""
+    off = reported(replace(a_progress(10), mirror_refusal=TAKEN)).status
+
+    unproven = reported(replace(a_progress(12), metrics={MIRROR_LAG_STEPS: 4.0}), off)
+
+    assert not unproven.status.is_true(MIRRORED)
+    assert unproven.announcements == ()
+
+
+def test_an_attempt_that_only_its_last_report_says_has_not_mirrored() -> None:
+    """Of a training that takes seconds, no report comes while it runs."""
+    known = a_status(a_record(running_time=NOW, formed_time=NOW))
+    observed = an_observed(
+        a_failed_attempt(failed(84, termination=said(Outcome.NOT_MIRRORED))),
+        status=known,
+        progress=replace(a_progress(10), mirror_refusal=TAKEN),
+        spec_parts=WITH_A_MIRROR,
+    )
+
+    status, told = observed.status, []
+    for _ in range(5):
+        decision = decide(replace(observed, status=status), now=later(1))
+        told += [news.reason for news in decision.announcements]
+        status = decision.status
+
+    condition = status.condition(MIRRORED)
+    assert condition is not None
+    assert condition.message == TAKEN
+    assert told.count(Reason.MIRROR_OFF) == 1
 
 
 def test_a_run_without_a_mirror_has_no_such_condition() -> None:

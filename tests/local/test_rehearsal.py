@@ -45,6 +45,7 @@ SUMMARY = Summary(
     cost={},
     recovery_seconds=0.0,
     start_seconds={"imports": 2.0},
+    mirror_off=None,
     drills_not_fired=(),
     curve=None,
     logs=Path("logs"),

@@ -39,6 +39,55 @@ def test_a_run_whose_volume_is_lost_between_attempts_restores_it_and_ends_with_t
     assert_mirrored(mirrored, step=20)
 
 
+@pytest.mark.crash
+@pytest.mark.timeout(300)
+def test_the_foreground_says_when_nothing_is_mirrored_and_when_that_is_over(
+    tmp_path: Path, uri: str, mirrored: Contents, proxy: s3.Proxy
+) -> None:
+    proxy.fail(method="PUT", code="AccessDenied", times=100_000)
+    file = a_manifest(tmp_path / "run", "python", PACED, "200", "0.5", mirror={"uri": uri})
+    told = []
+    with a_command("run", str(file), "--dir", str(tmp_path / "run/run"), "--json", cwd=tmp_path / "run") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            told.append(line)
+            if line.startswith("nothing is mirrored to "):
+                proxy.heal()
+            if line.startswith("checkpoints are mirrored again"):
+                (tmp_path / "run/run/checkpoints/hurry").touch()
+        out = process.communicate(timeout=60)[0]
+
+    assert process.returncode == 0, "".join(told)
+    news = [line for line in told if "mirrored" in line]
+    assert len(news) == 2, news
+    assert news[0].startswith(f"nothing is mirrored to {uri}/default/run: ")
+    assert "AccessDenied" in news[0]
+    assert news[1].startswith(f"checkpoints are mirrored again: {uri} has step ")
+    assert json.loads(out)["mirrorOff"] is None
+    assert not [line for line in told if line.strip().startswith("mirror ")]
+    assert_mirrored(mirrored, step=200)
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(300)
+def test_the_summary_says_that_nothing_was_mirrored(tmp_path: Path, uri: str, mirrored: Contents) -> None:
+    """The bucket has the checkpoints of an older run of this name."""
+    ends = []
+    for folder in ("older", "newer"):
+        file = a_manifest(tmp_path / folder, "python", PACED, "8", "0", mirror={"uri": uri})
+        with a_command("run", str(file), "--dir", str(tmp_path / folder / "run"), "--json", cwd=tmp_path) as process:
+            ends.append((*process.communicate(timeout=120), process.returncode))
+
+    assert [code for *_, code in ends] == [0, 0], ends
+    (older, quiet, _), (newer, loud, _) = ends
+    assert json.loads(older)["mirrorOff"] is None
+    assert "holds the checkpoints of another run" in json.loads(newer)["mirrorOff"]
+    (line,) = [line for line in loud.splitlines() if line.startswith("      mirror  ")]
+    assert "holds the checkpoints of another run" in line
+    assert "      mirror  " not in quiet
+    assert mirrored.newest()
+
+
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_a_bucket_that_is_away_for_five_minutes_costs_nothing_and_the_mirror_catches_up(

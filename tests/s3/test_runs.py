@@ -110,6 +110,8 @@ def test_a_bucket_that_stays_away_costs_no_training_and_is_said_once(
     assert caplog.text.count("fails, and is tried again") == 1
     assert "is behind: it has step None of 15" in caplog.text
     assert status.reports[-1].metrics["mirror_lag_steps"] == 15
+    assert "mirror_step" not in status.reports[-1].metrics
+    assert (status.reports[-1].mirror_refusal or "").startswith(f"nothing is mirrored to {uri}/run")
     assert status.reports[-1].metrics["mirror_lag_seconds"] > 0
 
 
@@ -209,6 +211,7 @@ def test_the_lag_is_reported(tmp_path: Path, uri: str, proxy: s3.Proxy) -> None:
 
     assert ran.code == 0
     assert status.reports[-1].metrics["mirror_lag_steps"] == 0
+    assert status.reports[-1].metrics["mirror_step"] == tiny.STEPS
     assert status.reports[-1].metrics["mirror_lag_seconds"] == 0
     assert proxy.seen
 

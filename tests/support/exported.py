@@ -15,7 +15,7 @@ from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.save_interval import Choice
 from piton_trainer.checkpoint.volume_health import VolumeHealth
 from piton_trainer.clock import Clock
-from piton_trainer.mirror import Lag
+from piton_trainer.mirror import ERROR_CLASSES, Lag
 from piton_trainer.telemetry.prometheus import Exporter
 from support.builders import NOW, a_record, a_status
 
@@ -51,7 +51,10 @@ def trainer() -> list[Exported]:
 
 def a_trainers_registry() -> CollectorRegistry:
     """What rank 0 shows in the middle of its work."""
-    exporter = Exporter(world_size=1, interval_seconds=0, lag=lambda: Lag(steps=4, seconds=2.5, errors=1))
+    counts = dict.fromkeys(ERROR_CLASSES, 1)
+    exporter = Exporter(
+        world_size=1, interval_seconds=0, lag=lambda: Lag(steps=4, seconds=2.5), mirror_errors=lambda: counts
+    )
     report = Progress(
         updated="",
         percentage=50,

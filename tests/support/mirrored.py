@@ -30,7 +30,7 @@ from piton_trainer.s3 import Tuning
 from support import s3
 
 MIB = 1 << 20
-QUICK = Timeouts(backoff=0.02, backoff_max=0.05, restore=0.2, finish=20, stop=20)
+QUICK = Timeouts(backoff=0.02, backoff_max=0.05, restore=0.2, finish=20, stop=20, behind=0.3)
 HASTY = Tuning(tries=1, chunk_bytes=5 * MIB, connect_seconds=1, read_seconds=5)
 ORDERS = Assignment(save=SavePolicy(every_steps=1), objective=Objective(metric="val_loss"))
 SHARD = "__0_0.distcp"
@@ -190,9 +190,8 @@ class Contents:
 
 
 def errors(mirror: MirrorClient) -> int:
-    """How many attempts to upload have failed."""
-    lag = mirror.lag()
-    return 0 if lag is None else lag.errors
+    """How many requests of the mirror have failed, of whatever class."""
+    return sum(mirror.errors().values())
 
 
 def wait_for(condition: Any, seconds: float = 10.0) -> bool:

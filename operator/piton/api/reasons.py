@@ -220,7 +220,7 @@ class Reason(OpenEnum):
     MIRRORED = "Mirrored"
     """The trainer mirrors its checkpoints to the bucket."""
     MIRROR_OFF = "MirrorOff"
-    """Nothing is mirrored, since the bucket belongs to another run or attempt. It trains on, without a second copy."""
+    """Nothing is mirrored: the bucket is another run's, refuses, or is away. Training goes on without a second copy."""
     VOLUME_NEARLY_FULL = "VolumeNearlyFull"
     """The checkpoint volume has room for one more checkpoint at most, beside those that are kept."""
     RESUME_INEXACT = "ResumeInexact"

@@ -146,6 +146,8 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
         ("logs", summary.logs),
     )
     rows += [(name, _shown(path)) for name, path in paths if path]
+    if summary.mirror_off:
+        rows.append(("mirror", summary.mirror_off))
     if summary.weights_digest:
         rows.append(("weights", summary.weights_digest))
     if summary.drills_not_fired:

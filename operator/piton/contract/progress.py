@@ -37,6 +37,7 @@ SESSION = "session"
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
+MIRROR_STEP = "mirror_step"
 MIRROR_RESTORED_BYTES = "mirror_restored_bytes"
 MIRROR_RESTORE_BYTES = "mirror_restore_bytes"
 CHECKPOINT_INTERVAL_SECONDS = "checkpoint_interval_seconds"
@@ -60,7 +61,7 @@ BODY_BYTES_MAX = 1 << 20
 # What is kept of a report ends in the run's status, so a sender must not be able to make that too large to store.
 _METRICS_MAX = 64
 _NAME_MAX = 128
-_SENTENCE_MAX = 300
+_SENTENCE_MAX = 600
 _TIME_MAX = 64
 _WHOLE_MAX = 2**53
 
@@ -81,7 +82,7 @@ class Progress:
     previous: PreviousEnd | None = None
     """The end of the attempt before, in case its pods were gone before they were read."""
     mirror_refusal: str | None = None
-    """The reason for which nothing is mirrored although it should be: the bucket belongs to another run."""
+    """The reason why nothing is mirrored although it should be: the bucket is another run's, refuses, or is away."""
     complete: Complete | None = None
     """The final manifest, in the last report of a training that is finished. Its script may go on."""
     resume_warning: str | None = None

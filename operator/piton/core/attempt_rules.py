@@ -32,7 +32,7 @@ from piton.core.attempt_progress import earliest, observe_running, wait_for_repl
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.core.evidence import Evidence, Judgement, Patience
-from piton.core.report_conditions import note_unreported
+from piton.core.report_conditions import note_mirror, note_unreported
 from piton.core.stopping import stop_effects
 from piton.core.unreported import trained_since
 from piton.core.verdict import judge
@@ -298,7 +298,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         timing=context.timing,
         spec=context.spec,
     )
-    status = note_unreported(context, status)
+    status, mirror = note_mirror(context, note_unreported(context, status))
     record = status.current
     assert record is not None
     if judgement.verdict is Verdict.FINISHED:
@@ -318,7 +318,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         rule="close",
         effects=broken_nodes.tainted(context, judgement),
         status=status,
-        announcements=(news, *broken_nodes.announcements(context, judgement)),
+        announcements=(*mirror, news, *broken_nodes.announcements(context, judgement)),
         look_again_seconds=0,
     )
 

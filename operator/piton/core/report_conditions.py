@@ -14,7 +14,7 @@ from piton.api.spec import Stage
 from piton.api.stages import called
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
-from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS
+from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, MIRROR_STEP
 from piton.core.context import Context
 from piton.core.effects import Announcement
 
@@ -91,13 +91,21 @@ def note_unreported(context: Context, status: RunStatus) -> RunStatus:
 
 
 def note_mirror(context: Context, status: RunStatus) -> Noted:
-    """Return the status with the condition Mirrored, and an announcement when it turns False."""
-    progress, spec = context.observed.progress, context.spec
+    """Return the status with the condition Mirrored, and an announcement when it turns False or True again."""
+    progress, spec, known = context.observed.progress, context.spec, status.condition(MIRRORED)
     if progress is None or spec is None or spec.checkpoint.mirror is None:
         return status, ()
-    if progress.mirror_refusal is None and MIRROR_LAG_STEPS not in progress.metrics:
+    lag, step = progress.metrics.get(MIRROR_LAG_STEPS), progress.metrics.get(MIRROR_STEP)
+    if progress.mirror_refusal is None and lag is None:
         return status, ()  # nothing was saved yet
-    return _with_health(context, status, MIRRORED, Reason.MIRRORED, Reason.MIRROR_OFF, progress.mirror_refusal)
+    was_off = known is not None and known.status is ConditionStatus.FALSE
+    if was_off and progress.mirror_refusal is None and step is None and lag:
+        return status, ()  # a new attempt, which has not mirrored anything so far
+    status, news = _with_health(context, status, MIRRORED, Reason.MIRRORED, Reason.MIRROR_OFF, progress.mirror_refusal)
+    if was_off and status.is_true(MIRRORED):
+        has = "" if step is None else f": {spec.checkpoint.mirror.uri} has step {step:.0f}"
+        news = (Announcement(reason=Reason.MIRRORED, message=f"checkpoints are mirrored again{has}"),)
+    return status, news
 
 
 def note_volume(context: Context, status: RunStatus) -> Noted:

@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from piton.api.conditions import FAILED, SUCCEEDED, SUSPENDED
+from piton.api.conditions import FAILED, MIRRORED, SUCCEEDED, SUSPENDED
 from piton.api.spec import Stage
 from piton.api.status import AttemptStatus, RunStatus, StageStatus, Verdict
+from piton.api.status_base import ConditionStatus
 from piton.contract import startup_phases
 from piton.local import metrics
 from piton.local.drills import Drill, pending
@@ -48,6 +49,8 @@ class Summary:
     """Sum of the seconds from each loss of a machine to the first trained step of the next attempt."""
     start_seconds: Mapping[str, float]
     """Seconds of the newest start, from process to first step, by phase; see `contract.startup_phases`."""
+    mirror_off: str | None
+    """Reason why nothing was mirrored at the end, of a run that has a mirror."""
     drills_not_fired: tuple[str, ...]
     curve: Path | None
     logs: Path
@@ -75,6 +78,7 @@ class Summary:
             "cost": dict(self.cost),
             "recoverySeconds": self.recovery_seconds,
             "startSeconds": dict(self.start_seconds),
+            "mirrorOff": self.mirror_off,
             "drillsNotFired": list(self.drills_not_fired),
             "curve": _text(self.curve),
             "logs": str(self.logs),
@@ -113,10 +117,16 @@ def summarise(folder: RunFolder, state: LocalState, drills: Sequence[Drill]) -> 
         cost=_cost(status),
         recovery_seconds=round(recovery_seconds(status.attempts), 3),
         start_seconds=newest_start(metrics.read(folder.metrics_file)),
+        mirror_off=_mirror_off(status),
         drills_not_fired=tuple(drill.text for drill in pending(drills, state.drills_fired)),
         curve=folder.curve_file if folder.curve_file.exists() else None,
         logs=folder.root / "logs",
     )
+
+
+def _mirror_off(status: RunStatus) -> str | None:
+    condition = status.condition(MIRRORED)
+    return condition.message if condition is not None and condition.status is ConditionStatus.FALSE else None
 
 
 def _stages(status: RunStatus) -> dict[str, dict[str, Any]]:

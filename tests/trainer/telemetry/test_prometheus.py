@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from piton.contract.progress import Progress
 from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.save_interval import SHORTEST_SECONDS
 from piton_trainer.config import Server
-from piton_trainer.mirror import Lag
+from piton_trainer.mirror import ERROR_CLASSES, Lag
 from piton_trainer.telemetry.prometheus import METRICS_MAX, Exporter
 from piton_trainer.training.steps import Steps
 from support import ranks, tiny
@@ -209,10 +210,20 @@ def test_what_is_not_known_has_no_series() -> None:
 
 
 def test_prometheus_sees_how_far_the_mirror_is_behind() -> None:
-    exporter = Exporter(world_size=1, interval_seconds=5, lag=lambda: Lag(steps=3, seconds=1.5, errors=2))
+    counts = {**dict.fromkeys(ERROR_CLASSES, 0), "users": 2}
+    exporter = Exporter(
+        world_size=1, interval_seconds=5, lag=lambda: Lag(steps=3, seconds=1.5), mirror_errors=lambda: counts
+    )
 
     text = generate_latest(exporter.registry).decode()
 
     assert "piton_trainer_mirror_lag_steps 3.0" in text
     assert "piton_trainer_mirror_lag_seconds 1.5" in text
-    assert "piton_trainer_mirror_errors_total 2.0" in text
+    found = dict(re.findall(r'piton_trainer_mirror_errors_total\{class="(\w+)"\} (\S+)', text))
+    assert found == {"try_again": "0.0", "new_credentials": "0.0", "users": "2.0", "no_server": "0.0", "other": "0.0"}
+
+
+def test_a_run_without_a_mirror_counts_none_of_its_errors() -> None:
+    text = generate_latest(Exporter(world_size=1, interval_seconds=5).registry).decode()
+
+    assert "piton_trainer_mirror_errors_total{" not in text

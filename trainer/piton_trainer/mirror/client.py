@@ -14,9 +14,8 @@ import threading
 import uuid
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from piton.contract.assignment import MirrorPolicy
 from piton.contract.duration import format_duration
@@ -28,11 +27,13 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import NotMirrored, VolumeLost
 from piton_trainer.mirror import Lag
+from piton_trainer.mirror.health import MirrorHealth
 from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.mirror.messages import (
     Answer,
     Committed,
     LogMessage,
+    MirrorProcess,
     MirrorSettings,
     MirrorState,
     Restore,
@@ -55,20 +56,6 @@ _REPORT_SECONDS = 10.0
 
 def _is_empty(directory: Path) -> bool:
     return next(layout.committed(directory), None) is None
-
-
-class MirrorProcess(Protocol):
-    """Process at the other end of a connection."""
-
-    line: Connection
-
-    def leave(self, seconds: float) -> None:
-        """Close the connection; kill the process after this many seconds."""
-        ...
-
-    def kill(self) -> None:
-        """Kill the process at once."""
-        ...
 
 
 def start() -> MirrorProcess:
@@ -115,7 +102,7 @@ class MirrorClient:
         )
         self._changed = threading.Condition()
         self._process: MirrorProcess | None = None
-        self._state = MirrorState(known=None, mirrored=None, is_idle=True, is_over=False, errors=0)
+        self._state = MirrorState(known=None, mirrored=None, is_idle=True, is_over=False)
         """State that the process has reported last."""
         self._commits: list[tuple[int, float]] = []
         """Steps newer than everything in the bucket, with the times of their commits."""
@@ -124,8 +111,8 @@ class MirrorClient:
         self._mirrored: int | None = None
         self._generation: Restore | None = None
         self._answer: RestoreDone | Failed | None = None
-        self._errors = self._deaths = 0
-        """Number of errors of terminated processes."""
+        self._health = MirrorHealth(str(place), patience.behind)
+        self._deaths = 0
         self._logged: list[str] = []
         self._is_awaited = self._has_waited = False
         self._moved_at = self._reported_at = 0.0
@@ -171,18 +158,30 @@ class MirrorClient:
     def lag(self) -> Lag | None:
         """Return the lag of the bucket; None before the first commit."""
         with self._changed:
-            errors = self._errors + self._state.errors
             if self._wanted is None:
                 return None
             if not self._commits:
-                return Lag(steps=0, seconds=0.0, errors=errors)
+                return Lag(steps=0, seconds=0.0)
             seconds = self._clock.monotonic() - self._commits[0][1]
-            return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=errors)
+            return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds)
+
+    def errors(self) -> dict[str, int]:
+        """Return the number of failures in this attempt, by class."""
+        with self._changed:
+            return self._health.errors(self._state)
+
+    @property
+    def mirrored_step(self) -> int | None:
+        """Newest step in the bucket; None before this attempt has mirrored."""
+        with self._changed:
+            return self._mirrored if self._health.has_mirrored else None
 
     @property
     def refusal(self) -> str | None:
-        """Reason for which nothing is mirrored any more: the bucket belongs to another run or attempt."""
-        return self._state.refusal
+        """Reason why nothing is mirrored: the bucket is another's, or refuses, or nothing has moved for long."""
+        with self._changed:
+            since = max(self._commits[0][1], self._moved_at) if self._commits else None
+            return self._health.reason(self._state, None if since is None else self._clock.monotonic() - since)
 
     def finish(self, is_stop_requested: Callable[[], bool]) -> bool:
         """Wait, after the training, for the remaining uploads while they make progress.
@@ -266,8 +265,9 @@ class MirrorClient:
                 self._process = None
                 if self._is_over or self._state.is_over:
                     return
-                self._errors, self._deaths = self._errors + self._state.errors + 1, self._deaths + 1
-                self._state = MirrorState(known=None, mirrored=None, is_idle=False, is_over=False, errors=0)
+                self._deaths += 1
+                self._health.on_death(self._state, f"the process that mirrors {detail}")
+                self._state = MirrorState(known=None, mirrored=None, is_idle=False, is_over=False)
                 self._changed.notify_all()
                 self._log(f"the process that mirrors to {self.place} {detail}, and is started again")
                 delay = self._patience.backoff if self._mirrored != before else delay
@@ -302,6 +302,7 @@ class MirrorClient:
                 case MirrorState():
                     if self._state.mirrored != answer.mirrored:
                         self._moved_at = self._clock.monotonic()
+                    self._health.on_state(self._state, answer)
                     self._state = answer
                     if answer.mirrored is not None:
                         self._mirrored = mirrored = answer.mirrored

@@ -1,7 +1,10 @@
 """Messages between the trainer and the mirror process. This module needs neither torch nor boto3."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
 from piton.contract.assignment import Encryption, Objective, SavePolicy
 from piton_trainer.checkpoint.format.fence import Holder
@@ -21,6 +24,8 @@ class Timeouts:
     """Timeout for a bucket that does not answer, if the volume has no checkpoint to resume from."""
     finish: float = 300.0
     """Timeout for the remaining uploads when the run is finished: time without progress."""
+    behind: float = 300.0
+    """Time without progress after which people are told that nothing is mirrored."""
     stop: float = 10.0
     """Timeout for the remaining uploads when asked to stop: the node will be gone, and the volume has everything."""
 
@@ -84,8 +89,12 @@ class MirrorState:
     """True if no upload is left for the known step."""
     is_over: bool
     """True if the mirror has stopped: the bucket or the volume belongs to another process."""
-    errors: int
-    """Number of failed uploads so far."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """Number of failures so far, by class."""
+    successes: int = 0
+    """Number of times that a checkpoint was uploaded, or all were found to be in the bucket."""
+    trouble: str | None = None
+    """Words of the last failure; None after a success."""
     is_refused: bool = False
     """True if the last upload failed for a reason that only the user can change."""
     refusal: str | None = None
@@ -111,6 +120,20 @@ class LogMessage:
     """A message for the log of the trainer."""
 
     sentence: str
+
+
+class MirrorProcess(Protocol):
+    """Process at the other end of a connection."""
+
+    line: Connection
+
+    def leave(self, seconds: float) -> None:
+        """Close the connection; kill the process after this many seconds."""
+        ...
+
+    def kill(self) -> None:
+        """Kill the process at once."""
+        ...
 
 
 Request = Restore | Committed

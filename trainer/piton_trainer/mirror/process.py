@@ -54,7 +54,7 @@ def serve(connection: Connection, line: Channel, clock: Clock) -> None:
         sync = BucketSync(settings, clock=clock, send=line.send)
     except (S3Error, ValueError) as error:
         line.send(Failed.by(BadConfig(f"checkpoint.mirror: {error}")))
-        line.send(MirrorState(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
+        line.send(MirrorState(known=None, mirrored=None, is_idle=True, is_over=True))
         return
     try:
         while True:

@@ -9,6 +9,7 @@ Every error is retried with back-off, and logged once per kind.
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -16,6 +17,7 @@ from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import read
 from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, VolumeLost
+from piton_trainer.mirror import class_of
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.messages import MirrorSettings, MirrorState, Transfer
 from piton_trainer.mirror.ownership import NotOurs
@@ -50,7 +52,9 @@ class BucketSync:
         )
         self._changed = threading.Condition()
         self._wanted: int | None = None
-        self._errors = 0
+        self._errors: Counter[str] = Counter()
+        self._successes = 0
+        self._trouble: str | None = None
         self._logged: set[str] = set()
         self._is_idle = True
         self._has_begun = self._is_over = self._is_refused = False
@@ -74,6 +78,7 @@ class BucketSync:
             try:
                 return self._restore(-1 if newer_than is None else newer_than)
             except S3Error as trouble:
+                self._count(trouble)
                 self._bucket.renew(trouble)
                 if trouble.needs_new_client and trouble.kind not in renewed:
                     renewed.add(trouble.kind)
@@ -162,10 +167,10 @@ class BucketSync:
             except S3Error as trouble:
                 delay = self._longer(delay)
                 self._bucket.renew(trouble)
-                self._fail(trouble.kind, str(trouble), is_refused=trouble.is_refusal)
+                self._fail(trouble.kind, trouble, is_refused=trouble.is_refusal)
             except Exception as error:  # noqa: BLE001 - an error of the mirror must not end the training
                 delay = self._longer(delay)
-                self._fail(type(error).__name__, str(error))
+                self._fail(type(error).__name__, error)
 
     def _longer(self, delay: float | None) -> float:
         """Double the time to the next attempt."""
@@ -188,7 +193,8 @@ class BucketSync:
         uploaded = self._uploader.sync(wanted, has_newer=lambda: self._wanted != wanted)
         with self._changed:
             self._is_idle = not uploaded and wanted == self._wanted
-            self._is_refused, self._refusal = False, None
+            self._is_refused, self._refusal, self._trouble = False, None, None
+            self._successes += 1
             self._report()
 
     def _check_fence(self) -> None:
@@ -202,18 +208,21 @@ class BucketSync:
             self._changed.notify_all()
             self._report()
 
-    def _fail(self, kind: str, detail: str, *, is_refused: bool = False) -> None:
+    def _fail(self, kind: str, error: Exception, *, is_refused: bool = False) -> None:
         with self._changed:
-            self._errors += 1
-            self._is_refused = is_refused
+            self._is_refused, self._trouble = is_refused, str(error)
+            self._count(error)
+        self._log(kind, f"mirroring to {self._settings.place} fails, and is tried again: {error}")
+
+    def _count(self, error: Exception) -> None:
+        """Count a failure by its class, and report it."""
+        with self._changed:
+            self._errors[class_of(error)] += 1
             self._report()
-        self._log(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
 
     def _note(self, loss: str, trouble: S3Error) -> None:
         """Count and log trouble that costs no checkpoint."""
-        with self._changed:
-            self._errors += 1
-            self._report()
+        self._count(trouble)
         self._log(f"{loss} {trouble.kind}", f"{self._settings.place}: {loss}: {trouble}")
 
     def _report(self) -> None:
@@ -223,7 +232,9 @@ class BucketSync:
                 mirrored=self._uploader.mirrored_step,
                 is_idle=self._is_idle,
                 is_over=self._is_over,
-                errors=self._errors,
+                errors=dict(self._errors),
+                successes=self._successes,
+                trouble=self._trouble,
                 is_refused=self._is_refused,
                 refusal=self._refusal,
             )

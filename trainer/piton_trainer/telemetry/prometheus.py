@@ -58,12 +58,17 @@ class Exporter(Callback):
     """Rank 0's metrics, from reports and from the events of steps and saves."""
 
     def __init__(
-        self, *, world_size: int, interval_seconds: float, lag: Callable[[], Lag | None] | None = None
+        self,
+        *,
+        world_size: int,
+        interval_seconds: float,
+        lag: Callable[[], Lag | None] | None = None,
+        mirror_errors: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self.registry = registry = Registry()
         self.report_every_seconds = interval_seconds
         self._server: tuple[WSGIServer, threading.Thread] | None = None
-        self._newest = _Newest(world_size, lag)
+        self._newest = _Newest(world_size, lag, mirror_errors)
         registry.register(self._newest)
         build = Info("piton_trainer_build", "Versions of the trainer.", registry=registry)
         build.info({"version": __version__, "torch": torch.__version__, "python": platform.python_version()})
@@ -139,7 +144,12 @@ class Exporter(Callback):
 class _Newest(Collector):
     """The newest report and checkpoint as gauges; what is not known has no series."""
 
-    def __init__(self, world_size: int, lag: Callable[[], Lag | None] | None) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        lag: Callable[[], Lag | None] | None,
+        mirror_errors: Callable[[], Mapping[str, int]] | None,
+    ) -> None:
         self.progress: Progress | None = None
         self.checkpoint: tuple[int, int, float] | None = None
         self.choice: Choice | None = None
@@ -147,6 +157,7 @@ class _Newest(Collector):
         self.volume: VolumeHealth | None = None
         self._world_size = world_size
         self._lag = lag
+        self._mirror_errors = mirror_errors
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread, which only reads."""
@@ -169,9 +180,11 @@ class _Newest(Collector):
         lag = None if self._lag is None else self._lag()
         yield _gauge("mirror_lag_steps", "Steps that the mirror is behind the volume.", lag.steps if lag else None)
         yield _gauge("mirror_lag_seconds", "Since the oldest save that the mirror lacks.", lag.seconds if lag else None)
-        errors = CounterMetricFamily("piton_trainer_mirror_errors", "Attempts to mirror that failed.")
-        if lag is not None:
-            errors.add_metric([], lag.errors)
+        errors = CounterMetricFamily(
+            "piton_trainer_mirror_errors", "Failures of the mirror, by what may help.", labels=["class"]
+        )
+        for kind, number in ({} if self._mirror_errors is None else self._mirror_errors()).items():
+            errors.add_metric([kind], number)
         yield errors
         reported = GaugeMetricFamily("piton_trainer_metric", "What the training reports of itself.", labels=["name"])
         for name in sorted(name for name in said.metrics if not is_start_metric(name))[:METRICS_MAX]:

@@ -13,6 +13,7 @@ from piton.contract.progress import (
     MIRROR_LAG_STEPS,
     MIRROR_RESTORE_BYTES,
     MIRROR_RESTORED_BYTES,
+    MIRROR_STEP,
     Progress,
 )
 from piton.contract.termination import Outcome
@@ -71,13 +72,17 @@ class Telemetry:
 
     @property
     def lag(self) -> dict[str, float]:
-        """The lag of the mirror, as metrics; empty without a mirror."""
+        """The lag of the mirror and its newest step, as metrics; empty without a mirror."""
         lag = None if self.mirror is None else self.mirror.lag()
-        return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
+        if self.mirror is None or lag is None:
+            return {}
+        step = self.mirror.mirrored_step
+        proven = {} if step is None else {MIRROR_STEP: step}
+        return {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds, **proven}
 
     @property
     def mirror_refusal(self) -> str | None:
-        """Reason for which the mirror is off although it is configured; None if it is not."""
+        """Reason why nothing is mirrored although it should be; None if something is."""
         return None if self.mirror is None else self.mirror.refusal
 
     def set_up(self, volume: VolumeHealth) -> None:
@@ -181,7 +186,7 @@ def _exporter(config: Config, world_size: int, mirror: MirrorClient | None) -> "
     except ImportError as error:  # an image of the user's own need not have prometheus-client
         print_status(f"metrics are not served: {error}")
         return None
-    lag = None if mirror is None else mirror.lag
-    exporter = Exporter(world_size=world_size, interval_seconds=config.report_seconds, lag=lag)
+    lag, errors = (None, None) if mirror is None else (mirror.lag, mirror.errors)
+    exporter = Exporter(world_size=world_size, interval_seconds=config.report_seconds, lag=lag, mirror_errors=errors)
     exporter.serve(config.metrics_port)
     return exporter
