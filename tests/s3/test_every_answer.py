@@ -1,5 +1,6 @@
 """Every class of answer of a bucket, or of what stands before it, for everybody who reads one: each in one sentence."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from piton.contract import names
 from piton_trainer.data import stream
 from piton_trainer.data.text.sources import read_text
 from piton_trainer.errors import BadConfig, DataUnavailable, Ended, VolumeLost
-from piton_trainer.mirror import bucket
+from piton_trainer.mirror import bucket, probe
+from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.s3 import Remedy, cache
 from support import s3
 from support.bad_s3 import ANSWERS, Answer, Answering
@@ -47,6 +49,23 @@ def said(end: Ended, answer: Answer, *, users: type[Ended], others: type[Ended])
     assert "\n" not in end.detail
 
 
+def classes_of(answer: Answer) -> set[str]:
+    """The words of the metrics for the class of this answer. A 200 without an ETag is no answer of S3's to a GET."""
+    return {answer.remedy.name.lower(), *(["no_server"] if answer.status == 200 else [])}
+
+
+@pytest.mark.parametrize("newer_than", [None, 4], ids=["an-empty-volume", "a-volume-with-checkpoints"])
+def test_a_restore_that_fails_is_counted(newer_than: int | None, answer: Answer, volume: Volume) -> None:
+    mirror = volume.mirror(QUICK)
+    with contextlib.suppress(Ended):
+        mirror.restore(newer_than)
+
+    assert wait_for(lambda: errors(mirror) > 0)
+
+    assert {kind for kind, number in mirror.errors().items() if number} <= classes_of(answer)
+    mirror.close(0)
+
+
 def test_a_restore_to_an_empty_volume(answer: Answer, volume: Volume) -> None:
     with pytest.raises(Ended) as end:
         volume.restored(None)
@@ -71,6 +90,11 @@ def test_an_upload(answer: Answer, volume: Volume, caplog: pytest.LogCaptureFixt
     assert wait_for(lambda: errors(mirror) >= 2)
 
     assert mirror._state.is_refused == (answer.remedy is Remedy.USERS)
+    counted = {kind for kind, number in mirror.errors().items() if number}
+    assert counted <= classes_of(answer)
+    assert wait_for(lambda: mirror.refusal is not None), "it is said to people, at once or after a while"
+    assert (mirror.refusal or "").startswith(f"nothing is mirrored to {PLACE}/run: ")
+    assert not [word for word in WORDS if word in (mirror.refusal or "")]
     assert not mirror.close(0)
     assert caplog.text.count("fails, and is tried again") == 1
     assert not [word for word in WORDS if word in caplog.text]
@@ -93,6 +117,15 @@ def test_rows(answer: Answer, read: object) -> None:
         read(f"{PLACE}/rows.jsonl")
 
     said(end.value, answer, users=BadConfig, others=DataUnavailable)
+
+
+def test_the_probe_of_preflight(answer: Answer) -> None:
+    problem = probe.problem_of(bucket.Bucket(BucketPrefix.parse(PLACE)))
+
+    assert problem is not None
+    assert problem.text.startswith(f"{PLACE}: ")
+    assert not [word for word in WORDS if word in problem.text]
+    assert "\n" not in problem.text
 
 
 @pytest.mark.parametrize("command", ["ls", "verify", "restore"])

@@ -5,7 +5,8 @@
     verify   every byte of the checkpoints that it left
     reckon   memory, time, cost and disk of the whole run
 
-Only its place and its end are not the real run's: it does not mirror, and the data has to be there already.
+Only its place and its end are not the real run's: it does not mirror, and the data has to be there already. Of the
+mirror only the bucket is checked, with one object.
 """
 
 import os
@@ -26,6 +27,7 @@ from piton.contract.quantity import format_bytes
 from piton.core.effects import Announcement
 from piton.cost.estimate import Figure, MeasuredSpeed, Price, cost_of, measured_disk, measured_time
 from piton.local import metrics, preflight
+from piton.local.bucket_check import check_bucket
 from piton.local.observers import RunObserver, View
 from piton.local.run_folder import RunFolder
 from piton.local.runner import LOCAL_PACE, Ending, RunRequest, run
@@ -116,6 +118,7 @@ def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
     lacks = [_lack(problem) for problem in preflight.problems(short)]
     if lacks:
         return Findings(checks=lacks)
+    bucket = _bucket(rehearsal)
     parent = _existing(rehearsal.parent)
     try:
         folder = RunFolder(Path(tempfile.mkdtemp(prefix=f".preflight-{rehearsal.name}-", dir=parent)))
@@ -128,7 +131,8 @@ def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
     order = RunRequest(name=rehearsal.name, spec=short, root=folder.root, rehearsal=rehearsal.steps, timing=timing)
     try:
         ending = run(order, witness)
-        checks = [Check(name="machine", state="ok", text=_machine(short)), *_checks(rehearsal, ending, folder, witness)]
+        machine = Check(name="machine", state="ok", text=_machine(short))
+        checks = [machine, *bucket, *_checks(rehearsal, ending, folder, witness)]
     except BaseException:
         shutil.rmtree(folder.root, ignore_errors=True)
         raise
@@ -150,6 +154,14 @@ def _lack(problem: str) -> Check:
     path, _, rest = problem.partition(": ")
     what, _, fix = rest.rpartition("; ")
     return Check(name="machine", state="failed", text=f"{path}: {what or rest}", fix=fix if what else None)
+
+
+def _bucket(rehearsal: Rehearsal) -> list[Check]:
+    """Return the check of the bucket, if the run mirrors to one."""
+    found = check_bucket(rehearsal.name, rehearsal.spec)
+    if found is None:
+        return []
+    return [Check(name="bucket", state="ok" if found.is_good else "failed", text=found.text, fix=found.fix)]
 
 
 def _existing(path: Path) -> Path:

@@ -23,7 +23,7 @@ from piton_trainer.s3.client import S3Connection, head_object, translate_errors
 from piton_trainer.s3.reader import ObjectReader
 
 _DELETE_MAX = 1000
-_ALGORITHM = "ServerSideEncryption"
+_ALGORITHM, _KEY = "ServerSideEncryption", "SSEKMSKeyId"
 _ALGORITHMS = {"SSE-S3": "AES256", "SSE-KMS": "aws:kms"}
 _GONE = frozenset({"NoSuchKey", "NoSuchVersion"})
 _READ_BYTES = 1 << 20
@@ -57,6 +57,11 @@ class Bucket:
         self._connection = S3Connection(tuning)
         self._manager = self._new_manager()
         self._pool = ThreadPoolExecutor(tuning.concurrency, thread_name_prefix="s3")
+
+    @property
+    def has_key(self) -> bool:
+        """True if objects are encrypted with a key of the user's, which needs permissions of its own."""
+        return _KEY in self._encryption
 
     @property
     def _client(self) -> Any:
@@ -256,7 +261,7 @@ def write_options(encryption: Encryption | None) -> dict[str, str]:
         raise InputError(
             f"encryption.type: this trainer does not know {encryption.type}; use an image of the operator's version"
         )
-    key = {} if encryption.key_id is None else {"SSEKMSKeyId": encryption.key_id}
+    key = {} if encryption.key_id is None else {_KEY: encryption.key_id}
     return {_ALGORITHM: _ALGORITHMS[encryption.type], **key}
 
 

@@ -1,0 +1,75 @@
+"""Check of the bucket of a run's mirror, for `piton preflight`: one object is written, read, listed and deleted there.
+
+The trainer's own code does it, in a process with the environment that `piton run` would give to the trainer. The
+credentials are those of this machine, which may not be those of the pods.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from piton.api.checkpoint_spec import Mirror
+from piton.api.spec import Meta, Spec
+from piton.contract import InputError
+from piton.local import environment
+
+_PROBE = "piton_trainer.mirror.probe"
+_TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketCheck:
+    """Finding about a bucket."""
+
+    is_good: bool
+    text: str
+    fix: str | None = None
+    """Next action for the user, unless the text says it."""
+
+
+def check_bucket(name: str, spec: Spec) -> BucketCheck | None:
+    """Check the bucket that a run of this name mirrors to; None if it mirrors to none."""
+    mirror = spec.checkpoint.mirror
+    if mirror is None:
+        return None
+    below = (Meta.model_fields["namespace"].default, name)
+    order = {"uri": mirror.uri, "below": below, "encryption": _encryption(mirror)}
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", _PROBE],
+            input=json.dumps(order),
+            env=_environment(spec),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=True,
+        )
+        problem = json.loads(answer.stdout)
+    except subprocess.TimeoutExpired:
+        return BucketCheck(is_good=False, text=f"{mirror.uri}: it has not answered for {_TIMEOUT_SECONDS:.0f} s")
+    except (subprocess.CalledProcessError, OSError, ValueError) as error:
+        raise InputError(f"spec.checkpoint.mirror: it cannot be checked: {_last_line(error)}") from error
+    if problem is not None:
+        return BucketCheck(is_good=False, text=problem["text"], fix=problem["fix"])
+    encrypted = "" if mirror.encryption is None else f" with {mirror.encryption.type}"
+    place = "/".join((mirror.uri.rstrip("/"), *below))
+    return BucketCheck(is_good=True, text=f"one object was written to {place}{encrypted}, read, listed and deleted")
+
+
+def _encryption(mirror: Mirror) -> dict[str, str | None] | None:
+    asked = mirror.encryption
+    return None if asked is None else {"type": asked.type.value, "key_id": asked.key_id}
+
+
+def _environment(spec: Spec) -> Mapping[str, str]:
+    written = {variable.name: variable.value for variable in spec.trainer.env if variable.value is not None}
+    return {**os.environ, **written, **environment.secrets(spec, os.environ)}
+
+
+def _last_line(error: Exception) -> str:
+    """Return the last words of a process that has died, or the error itself."""
+    told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+    return (told or str(error)).strip().splitlines()[-1]
