@@ -6,12 +6,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fuzz_data.play import Case, Kind, Verdict, draw, play
+
+LINE_EVERY = 100
+"""Cases between two lines on the progress without a terminal."""
 
 
 def main() -> int:
@@ -25,9 +30,7 @@ def main() -> int:
     began = time.monotonic()
     faults: dict[tuple[Kind, str], tuple[int, Verdict]] = {}
     counts: Counter[tuple[Kind, str]] = Counter()
-    for number in range(given.first, given.first + given.cases):
-        case = draw(given.seed, number)
-        verdict = _play(case)
+    for number, case, verdict in _played(given.seed, range(given.first, given.first + given.cases), console):
         key = (verdict.kind, case.name if verdict.kind.is_fault else case.reader)
         counts[key] += 1
         if verdict.kind.is_fault:
@@ -38,6 +41,22 @@ def main() -> int:
         told = "".join(f"    {line}\n" for line in verdict.detail.splitlines()[-15:])
         sys.stdout.write(f"\n{kind}: {name}\n{told}make fuzz-data N=1 SEED={given.seed} FIRST={number}\n")
     return int(bool(faults))
+
+
+def _played(seed: int, numbers: range, console: Console) -> Iterator[tuple[int, Case, Verdict]]:
+    """Yield the cases with their verdicts, under a bar; without a terminal a line now and then."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("cases", total=len(numbers))
+        for done, number in enumerate(numbers, 1):
+            case = draw(seed, number)
+            verdict = _play(case)
+            progress.advance(task)
+            if verdict.kind.is_fault:
+                console.print(f"{verdict.kind}: {case.name}; case {number}", highlight=False)
+            elif not console.is_terminal and done % LINE_EVERY == 0:
+                console.print(f"{done} of {len(numbers)} cases are played", highlight=False)
+            yield number, case, verdict
 
 
 def _play(case: Case) -> Verdict:

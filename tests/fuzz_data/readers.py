@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from piton_trainer.data.image.image_files import Form
+from piton_trainer.data.image.image_files import DamagedImage, Form
 from piton_trainer.data.image.pictures import from_file
 from piton_trainer.data.image.record_writer import Recorder
 from piton_trainer.data.image.records import About, Records
@@ -22,6 +22,7 @@ from piton_trainer.data.image.sources import open_source
 from piton_trainer.data.ranking.judgments import Collector
 from piton_trainer.data.ranking.rows import CsvReading, JudgmentRow, csv_rows
 from piton_trainer.data.retrieval import beir, collection, cranfield, example_rows, examples, foldoc
+from piton_trainer.data.skipped import Skips
 from piton_trainer.data.text.sources import read_text
 
 Rows = Mapping[str, Sequence[Any]]
@@ -36,7 +37,8 @@ class Reader:
     name: str
     write: Callable[[Path], str]
     """Writes a valid source into a folder that is there; returns its name in a config."""
-    read: Callable[[str], Rows]
+    read: Callable[[str, Skips], Rows]
+    """Reads a source, of which so many damaged examples may be left out."""
     tags: frozenset[str] = frozenset()
     """What its files are: `lines`, `ids`, `tar`, `npz`, `files`, `checksums`."""
     rows_hit: int = 1
@@ -85,9 +87,16 @@ def write_archive(folder: Path, save: Callable[..., None]) -> str:
     return str(folder / "x.npz")
 
 
-def read_images(source: str) -> Rows:
-    found = open_source(source, FORM)
-    made = [found.picture(number) for number in range(len(found))]
+def read_images(source: str, skips: Skips) -> Rows:
+    found = open_source(source, FORM, skips)
+    made = []
+    for number in range(len(found)):
+        try:
+            made.append(found.picture(number))
+        except DamagedImage as damaged:
+            if not skips.most:
+                raise
+            skips.add(damaged.skip)
     return {"classes": found.classes, "images": [(one.label, one.height, one.width, one.content) for one in made]}
 
 
@@ -99,7 +108,7 @@ def write_records(folder: Path) -> str:
     return str(folder / "x.records")
 
 
-def read_records(source: str) -> Rows:
+def read_records(source: str, skips: Skips) -> Rows:
     found = Records(Path(source))
     return {
         "classes": found.about.classes,
@@ -129,8 +138,8 @@ def write_texts(folder: Path) -> str:
     return str(folder / "x")
 
 
-def read_texts(source: str) -> Rows:
-    return {"lines": [line for line in read_text(source).splitlines() if line]}
+def read_texts(source: str, skips: Skips) -> Rows:
+    return {"lines": [line for line in read_text(source, skips).splitlines() if line]}
 
 
 def _examples() -> Iterable[tuple[str, str, str]]:
@@ -157,8 +166,8 @@ def as_csv() -> str:
     return "query,positive,negative\n" + rows
 
 
-def read_examples(source: str) -> Rows:
-    rows = list(example_rows.examples(source))
+def read_examples(source: str, skips: Skips) -> Rows:
+    rows = list(example_rows.examples(source, skips))
     with TemporaryDirectory() as folder:
         examples.save(rows, source, None, Path(folder))
     return {"examples": rows}
@@ -174,7 +183,7 @@ def as_judgments() -> str:
     return "query_id,llm_id,qrel,query_text,source,confidence\n" + "".join(rows)
 
 
-def read_judgments(source: str) -> Rows:
+def read_judgments(source: str, skips: Skips) -> Rows:
     rows: list[Any] = []
     collector = Collector()
 
@@ -182,7 +191,7 @@ def read_judgments(source: str) -> Rows:
         collector.add(row)
         rows.append(row)
 
-    csv_rows(source, CsvReading(gains={0.0: 0.0, 1.0: 1.0, 2.0: 0.7}), take)
+    csv_rows(source, CsvReading(gains={0.0: 0.0, 1.0: 1.0, 2.0: 0.7}), take, skips)
     collector.judgments(source)
     return {"judgments": rows}
 
@@ -222,7 +231,7 @@ def write_foldoc(folder: Path) -> str:
     return f"foldoc:{folder / 'x'}"
 
 
-def read_collection(source: str) -> Rows:
+def read_collection(source: str, skips: Skips) -> Rows:
     rows: dict[str, list[Any]] = {}
     for split in ("train", "test"):
         if source.startswith(foldoc.FOLDOC):
@@ -231,7 +240,11 @@ def read_collection(source: str) -> Rows:
         if not source.startswith(cranfield.CRANFIELD) and split == "train":
             continue
         read = cranfield.read if source.startswith(cranfield.CRANFIELD) else beir.read
-        found = beir.expect_documents(read(source, split), source)
+        own = Skips(skips.most)  # each split is prepared by itself
+        found = beir.expect_documents(read(source, split, own), source)
+        for skip in own.skipped:
+            if skip not in skips.skipped:
+                skips.add(skip)
         with TemporaryDirectory() as folder:
             collection.save(found, source, Path(folder))
         rows[f"{split} documents"] = list(found.documents.items())

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_told_with_its_line_and_column(tmp_path: Path, text: st
 
 def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(HEADER.encode() + b"q,a,1,caf\xe9,original,\n")
-    with pytest.raises(BadConfig, match=r"x\.csv is not UTF-8 text after line 1"):
+    with pytest.raises(BadConfig, match=r"x\.csv, line 2: it is not UTF-8 text \(character 4\)"):
         csv_rows(str(tmp_path / "x.csv"), CsvReading(gains=GAINS), lambda row: None)
 
 

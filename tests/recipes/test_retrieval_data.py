@@ -107,7 +107,7 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, text: s
 
 def test_text_that_is_none_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_bytes(b"a\tb\n\xff\xfe\tc\n")
-    with pytest.raises(BadConfig, match=r"x\.tsv is not UTF-8 text"):
+    with pytest.raises(BadConfig, match=r"x\.tsv, line 2: it is not UTF-8 text \(character 1\)"):
         list(example_rows.examples(str(tmp_path / "x.tsv")))
 
 

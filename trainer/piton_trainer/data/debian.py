@@ -19,7 +19,7 @@ def data_folder(package: str) -> Path:
 
 
 def fetch(package: str, paths: Sequence[str]) -> Path:
-    """The folder with these files of the package, by the last part of their names.
+    """Return the folder with these files of the package, by the last part of their names.
 
     Raises:
         BadConfig: there is no apt here, or it does not have the package.

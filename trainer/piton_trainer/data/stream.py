@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from piton.contract import InputError
+from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig, DataUnavailable
 from piton_trainer.s3 import S3_SCHEME, ObjectNotFound, S3Error, Tuning
 
@@ -56,37 +58,57 @@ def version_of(source: str, memory: Path | None = None) -> str:
     return version
 
 
-def open_text(source: str, stack: ExitStack) -> IO[str]:
-    """A file or an object as UTF-8 text, compressed or not; read it under `users_fault`.
+def open_text(source: str, stack: ExitStack, *, errors: str = "strict") -> IO[str]:
+    """Open a file or an object as UTF-8 text, compressed or not; read it under `users_fault`.
+
+    With `errors="surrogateescape"` a line with other bytes is read as well, and `expect_utf8` refuses it.
 
     Raises:
         BadConfig: it is not there.
     """
     file = stack.enter_context(open_object(source) if source.startswith(S3_SCHEME) else _open_file(Path(source)))
     binary = stack.enter_context(gzip.GzipFile(fileobj=file)) if source.endswith(".gz") else file
-    return stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""))
+    return stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8-sig", errors=errors, newline=""))
 
 
-def lines(source: str) -> Iterator[tuple[int, str]]:
-    """The lines of a file or an object that are not empty, each with its number.
+def expect_utf8(text: str) -> None:
+    """Refuse text with bytes that are not UTF-8, or with zeros, which a text of 16 bits has.
 
     Raises:
-        BadConfig: it is not there, or no text.
+        ValueError: it has some.
+    """
+    if "\0" in text:
+        raise InputError("it has a character 0, so it is no UTF-8 text; is it UTF-16?")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"it is not UTF-8 text (character {error.start + 1})") from None
+
+
+def lines(source: str, skips: Skips = NO_SKIPS) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file or an object that are not empty, each with its number.
+
+    Raises:
+        BadConfig: it is not there, or a line is no text.
     """
     number = 0
     with users_fault(source), ExitStack() as stack:
         try:
-            for number, line in enumerate(open_text(source, stack), start=1):
+            for number, line in enumerate(open_text(source, stack, errors="surrogateescape"), start=1):
                 if stripped := line.rstrip("\r\n"):
-                    yield number, stripped
-        except UnicodeDecodeError as error:
-            raise BadConfig(f"trainer.config.data: {source} is not UTF-8 text after line {number}") from error
+                    try:
+                        expect_utf8(stripped)
+                    except InputError as error:
+                        skips.add(Skip(file=source, place=f"line {number}", why=str(error)))
+                    else:
+                        yield number, stripped
         except DAMAGED as error:
             raise BadConfig(f"trainer.config.data: {source} cannot be read after line {number}: {error}") from error
 
 
 def open_object(uri: str) -> IO[bytes]:
-    """The object, in the version of this moment; read it under `users_fault`.
+    """Open an object, in the version of this moment; read it under `users_fault`.
 
     Raises:
         BadConfig: there is no such object, or no permission.
@@ -146,7 +168,7 @@ class _Stream(io.RawIOBase):
 
 
 def _look(uri: str) -> tuple[Any, dict[str, Any]]:
-    """A connection, and what S3 says of the object."""
+    """Return a connection, and what S3 says of the object."""
     from piton_trainer.s3.answers import no_server
     from piton_trainer.s3.client import S3Connection, head_object, translate_errors
 

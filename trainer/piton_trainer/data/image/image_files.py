@@ -2,11 +2,14 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from piton.contract import InputError
 from piton_trainer.data.image.pictures import from_file
 from piton_trainer.data.image.record_writer import Picture
+from piton_trainer.data.skipped import Skip
 from piton_trainer.errors import BadConfig
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -15,6 +18,8 @@ CLASSES_MAX = 10_000_000
 """More classes than anybody has; a label beyond is a damaged number."""
 _VERSION = 2
 """Changes when the same files make other records."""
+_ADDRESS = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
+"""In a decoder's sentence; the list of what is skipped has to be the same each time."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,20 +33,38 @@ class Form:
     """Of the JPEGs that are written anew."""
 
 
+class DamagedImage(BadConfig):
+    """An image whose content cannot be used. Who may skip it catches this; else it ends the attempt."""
+
+    def __init__(self, skip: Skip, detail: str, stamp: bytes) -> None:
+        super().__init__(detail)
+        self.skip = skip
+        self.stamp = stamp
+        """Of the content that cannot be used."""
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """An image file, or a stretch of a shard."""
 
-    name: str
+    file: str
     """For a person."""
+    member: str
+    """In a shard; else empty."""
     label: int
     read: Callable[[], bytes]
 
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.file}/{self.member}" if self.member else self.file
+
 
 class Files:
-    """Image files from anywhere."""
+    """Image files from anywhere, as a source of records."""
 
     def __init__(self, files: Sequence[ImageFile], form: Form, classes: tuple[str, ...], digest: str) -> None:
+        """Take the files in their order. `digest` is that of their names; their stamps see what they hold."""
         self.files = files
         self.form = form
         self.classes = classes
@@ -56,7 +79,12 @@ class Files:
         return _stamp(self.files[number], _content(self.files[number]))
 
     def picture(self, number: int) -> Picture:
-        """Return one of them, with its stamp."""
+        """Return one of them, with its stamp.
+
+        Raises:
+            DamagedImage: its content cannot be used.
+            BadConfig: it cannot be read. Another attempt may read it, so it is no damage.
+        """
         file = self.files[number]
         content = _content(file)
         try:
@@ -64,8 +92,10 @@ class Files:
         except MemoryError:
             raise
         except Exception as error:  # a decoder that stumbles over a damaged file may raise anything
-            told = str(error) or type(error).__name__
-            raise BadConfig(f"trainer.config.data: {file.name} is no image that can be read: {told}") from error
+            told = f"is no image that can be read: {_ADDRESS.sub('', str(error)) or type(error).__name__}"
+            skip = Skip(file=file.file, place=file.member, why=f"it {told}")
+            detail = f"trainer.config.data: {file.name} {told}"
+            raise DamagedImage(skip, detail, _stamp(file, content)) from error
         remark = picture.remark
         if remark and self._said.setdefault(remark, file.name) == file.name:
             _log.warning("%s %s; this is said of the first such image only", file.name, remark)
@@ -73,6 +103,11 @@ class Files:
 
 
 def _content(file: ImageFile) -> bytes:
+    """Read a file.
+
+    Raises:
+        BadConfig: it cannot be read. It may be readable for another attempt, so it is no damaged image.
+    """
     try:
         return file.read()
     except OSError as error:
@@ -80,21 +115,22 @@ def _content(file: ImageFile) -> bytes:
 
 
 def _stamp(file: ImageFile, content: bytes) -> bytes:
+    """Return the SHA-256 of label and content, in 32 bytes."""
     return hashlib.sha256(f"{file.label}:".encode() + content).digest()
 
 
-def number_of_class(content: bytes, name: str) -> int:
+def number_of_class(content: bytes) -> int:
     """Return the class that a label file holds.
 
     Raises:
-        BadConfig: it holds no class.
+        ValueError: it holds no class.
     """
     try:
         label = int(content)
     except ValueError:
         label = -1
     if not 0 <= label < CLASSES_MAX:
-        raise BadConfig(f"trainer.config.data: {name} has to hold the number of a class, not {content[:20]!r}")
+        raise InputError(f"has to hold the number of a class, not {content[:20]!r}")
     return label
 
 

@@ -26,7 +26,7 @@ _DARKEST_16 = 4096
 
 
 def from_pixels(pixels: Pixels, label: int) -> Picture:
-    """A record of an array (height, width) or (height, width, channels)."""
+    """Make a record of an array of bytes (height, width) or (height, width, channels)."""
     height, width, channels = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
     content = np.ascontiguousarray(pixels).tobytes()
     return Picture(label=label, height=height, width=width, channels=channels, content=content, is_jpeg=False)
@@ -110,7 +110,7 @@ def _jpeg(content: bytes, size: tuple[int, int], label: int) -> Picture:
 
 
 def cut(records: Records, number: int, crop: Crop, size: int) -> Pixels:
-    """A part of a record as `size` x `size` pixels: (size, size, 3), or 1 for a grey one.
+    """Return a part of a record as `size` x `size` pixels: (size, size, 3), or 1 for a grey one.
 
     Raises:
         BadConfig: the record is damaged.

@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from piton_trainer.checkpoint.format.layout import raise_out_of_space
-from piton_trainer.data.image.image_files import Form
-from piton_trainer.data.image.record_writer import Picture, Recorder
+from piton_trainer.data.image.image_files import DamagedImage, Form
+from piton_trainer.data.image.record_writer import Picture, Recorder, SkippedImage
 from piton_trainer.data.image.records import About, Records
 from piton_trainer.data.image.sources import Source, open_source
+from piton_trainer.data.skipped import Skips
+from piton_trainer.errors import BadConfig
 from piton_trainer.runtime.resources import cores
 
 AT_ONCE = 16
@@ -30,18 +32,24 @@ LINES = 20
 _log = logging.getLogger(__name__)
 
 
-def prepare(name: str, path: Path, form: Form, *, threads: int | None = None) -> None:
+def prepare(name: str, path: Path, form: Form, *, threads: int | None = None, most: int = 0) -> None:
     """Make the file of records of what a config's `data` names, unless it is there.
 
+    Up to `most` damaged images are left out. A file that is there counts, unless more are left out of it: without a
+    damage that is not accepted, each setting makes the same file.
+
     Raises:
-        BadConfig: the source is not there, or cannot be used.
+        BadConfig: the source is not there, cannot be used, or more images are damaged.
         OutOfSpace: the disk is full; what is written stays, and is continued.
     """
     with raise_out_of_space(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                _write(open_source(name, form), path, threads or cores())
+                skips = Skips(most)
+                _write(open_source(name, form, skips), path, threads or cores(), skips)
+            elif skipped := Records(path).skipped:
+                Skips(most).expect_within(skipped, remedy=f"accept more, or delete {path} when the data is mended")
 
 
 def verify(path: Path) -> None:
@@ -57,33 +65,81 @@ def verify(path: Path) -> None:
             bar.advance()
 
 
-def _write(source: Source, path: Path, threads: int) -> None:
+def _write(source: Source, path: Path, threads: int, skips: Skips) -> None:
     about = About(source=source.digest, classes=source.classes)
     with Recorder(path, about) as recorder, ThreadPoolExecutor(threads, thread_name_prefix="piton-prepare") as pool:
-        recorder.keep(_same_so_far(source, recorder, pool, AT_ONCE * threads))
-        if len(recorder):
-            _log.info("%s: %d of %d images are there already", path.name, len(recorder), len(source))
-        with _progress_bar(f"preparing {path.name}", len(source), done=len(recorder)) as bar:
-            for picture in _pictures(source, len(recorder), pool, AT_ONCE * threads):
-                recorder.append(picture)
+        first = _keep_what_is_same(source, recorder, pool, AT_ONCE * threads, skips)
+        if first:
+            _log.info("%s: %d of %d images are there already", path.name, first, len(source))
+        with _progress_bar(f"preparing {path.name}", len(source), done=first) as bar:
+            for number, picture in _pictures(source, first, pool, AT_ONCE * threads):
+                if isinstance(picture, DamagedImage):
+                    _skip(picture, skips)
+                    recorder.skip(SkippedImage(number=number, stamp=picture.stamp, skip=picture.skip))
+                else:
+                    recorder.append(picture)
                 bar.advance()
-        recorder.finish()
+        if not len(recorder):
+            raise BadConfig(f"trainer.config.data: not one image of {path.name} can be used")
+        recorder.finish(skips)
 
 
-def _pictures(source: Source, first: int, pool: ThreadPoolExecutor, at_once: int) -> Iterator[Picture]:
+def _skip(image: DamagedImage, skips: Skips) -> None:
+    """Leave an image out.
+
+    Raises:
+        BadConfig: it is one more than `skips` takes.
+    """
+    if not skips.most:
+        raise image
+    skips.add(image.skip)
+
+
+def _pictures(
+    source: Source, first: int, pool: ThreadPoolExecutor, at_once: int
+) -> Iterator[tuple[int, Picture | DamagedImage]]:
+    """Yield the images from the first one on, each with its number in the source."""
+
+    def picture(number: int) -> Picture | DamagedImage:
+        try:
+            return source.picture(number)
+        except DamagedImage as damaged:
+            return damaged
+
     for start in range(first, len(source), at_once):
-        yield from pool.map(source.picture, range(start, min(start + at_once, len(source))))
+        part = range(start, min(start + at_once, len(source)))
+        yield from zip(part, pool.map(picture, part), strict=True)
 
 
-def _same_so_far(source: Source, recorder: Recorder, pool: ThreadPoolExecutor, at_once: int) -> int:
-    """Return how many records, from the first on, were made of what the source still has in their place."""
-    stamps = recorder.stamps()
-    for start in range(0, len(stamps), at_once):
-        part = range(start, min(start + at_once, len(stamps), len(source)))
-        for number, stamp in zip(part, pool.map(source.stamp, part), strict=True):
-            if stamp != stamps[number]:
-                return number
-    return min(len(stamps), len(source))
+def _keep_what_is_same(source: Source, recorder: Recorder, pool: ThreadPoolExecutor, at_once: int, skips: Skips) -> int:
+    """Return the number of the first image that is still to do.
+
+    All before it were written, or skipped, by an earlier process, and still hold the same. The others are forgotten.
+
+    Raises:
+        BadConfig: more were skipped than `skips` takes.
+    """
+    stamps, skipped = recorder.stamps(), recorder.skipped()
+    kept, out, first = 0, [], 0
+    last = min(len(stamps) + len(skipped), len(source))
+    numbers = (
+        pair
+        for start in range(0, last, at_once)
+        for part in (range(start, min(start + at_once, last)),)
+        for pair in zip(part, pool.map(source.stamp, part), strict=True)
+    )
+    for number, stamp in numbers:
+        if number in skipped and skipped[number].stamp == stamp:
+            out.append(skipped[number])
+        elif kept < len(stamps) and stamps[kept] == stamp:
+            kept += 1
+        else:
+            break
+        first = number + 1
+    recorder.keep(kept, out)
+    for image in out:
+        skips.add(image.skip)
+    return first
 
 
 @contextmanager

@@ -1,19 +1,22 @@
 """Writes a file of records so that a kill at any moment costs nothing but the record under way.
 
-    name.records.part   the start and every record so far; what is torn at its end is cut off by whoever goes on
-    name.records.made   a stamp of what each record so far was made of
-    name.records        the same with its index and its end: flushed, then renamed
+    name.records.part      the start and every record so far; what is torn at its end is cut off by whoever goes on
+    name.records.made      a stamp of what each record so far was made of
+    name.records.skipped   the damaged images so far, a line of JSON each: number in the source, stamp, reason
+    name.records           the same with its index and its end: flushed, then renamed
 
 Who continues reads the heads and compares every checksum: that costs one reading of what is there, and finds what a
 crash of the machine left unwritten in its middle. The stamps say up to which record the source is still the same. They
-may lag behind, be damaged or be lost: records without their stamp are written anew.
+may lag behind, be damaged or be lost: records without their stamp are written anew, and so are the lines.
 """
 
+import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -30,9 +33,11 @@ from piton_trainer.data.image.records import (
     PIXELS,
     About,
     checksum,
+    skipped_to_bytes,
 )
+from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 
-PART, MADE = ".part", ".made"
+PART, MADE, SKIPPED = ".part", ".made", ".skipped"
 STAMP = 32
 """Bytes of a stamp."""
 
@@ -61,6 +66,32 @@ class Picture:
         return head
 
 
+@dataclass(frozen=True, kw_only=True)
+class SkippedImage:
+    """A damaged image that is left out of the records."""
+
+    number: int
+    """In its source."""
+    stamp: bytes
+    """Says what it holds."""
+    skip: Skip
+
+    def to_line(self) -> bytes:
+        """Return a line of JSON."""
+        fields = {"number": self.number, "stamp": self.stamp.hex(), "skip": asdict(self.skip)}
+        return json.dumps(fields).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Self:
+        """Read such a line.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none, or torn.
+        """
+        fields = json.loads(line)
+        return cls(number=int(fields["number"]), stamp=bytes.fromhex(fields["stamp"]), skip=Skip(**fields["skip"]))
+
+
 class Recorder:
     """Appends pictures. Use it as a context manager; only `finish` makes a file that can be read."""
 
@@ -80,6 +111,9 @@ class Recorder:
         self._made = path.with_name(path.name + MADE)
         self._stamps = self._made.open("a+b", buffering=0)
         self._stamps.truncate(len(self) * STAMP)  # zeros, which no file has, where they lag behind
+        self._skipped = path.with_name(path.name + SKIPPED)
+        if not self._is_continued:
+            self._skipped.unlink(missing_ok=True)  # of another source
 
     def stamps(self) -> list[bytes]:
         """Return the stamps of the records that are there; zeros where one is lost."""
@@ -87,8 +121,30 @@ class Recorder:
         content = self._stamps.read(len(self) * STAMP)
         return [content[first : first + STAMP] for first in range(0, len(content), STAMP)]
 
-    def keep(self, count: int) -> None:
-        """Forget all records but the first ones."""
+    def skipped(self) -> dict[int, SkippedImage]:
+        """Return the damaged images that were left out so far, by their number in the source."""
+        found: dict[int, SkippedImage] = {}
+        with suppress(OSError):
+            for line in self._skipped.read_bytes().splitlines():
+                with suppress(ValueError, KeyError, TypeError):
+                    image = SkippedImage.from_line(line)
+                    found[image.number] = image
+        return found
+
+    def skip(self, image: SkippedImage) -> None:
+        """Note a damaged image that is left out.
+
+        Raises:
+            OSError: it does not fit onto the disk.
+        """
+        with self._skipped.open("ab") as file:
+            file.write(image.to_line())
+
+    def keep(self, count: int, skipped: Iterable[SkippedImage] = ()) -> None:
+        """Forget all records but the first `count`, and all damaged images but these."""
+        lines = b"".join(image.to_line() for image in skipped)
+        if lines or self._skipped.exists():
+            self._skipped.write_bytes(lines)
         count = min(count, len(self))
         del self._index[count * INDEX.itemsize :]
         last = np.frombuffer(self._index[-INDEX.itemsize :], INDEX) if count else None
@@ -118,21 +174,23 @@ class Recorder:
         self._note(head, self._end + HEAD.itemsize)
         self._stamps.write(picture.stamp)
 
-    def finish(self) -> None:
-        """Write index and end, and give the file its name."""
+    def finish(self, skips: Skips = NO_SKIPS) -> None:
+        """Write index, what was skipped, and end, and give the file its name."""
         end = np.array((self._end, len(self), zlib.crc32(self._index), END_MAGIC), END)
-        self._file.write(self._index + end.tobytes())
+        self._file.write(self._index + skipped_to_bytes(skips) + end.tobytes())
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(self.path)
         self._made.unlink(missing_ok=True)
+        self._skipped.unlink(missing_ok=True)
 
     def _note(self, head: np.void, offset: int) -> None:
         self._index += np.array((head, offset), INDEX).tobytes()
         self._end = offset + int(head["size"])
 
     def _open(self, beginning: bytes) -> IO[bytes]:
-        if self._end == 0:
+        self._is_continued = self._end > 0
+        if not self._is_continued:
             self._part.write_bytes(beginning)
             self._end = len(beginning)
         file = self._part.open("r+b")

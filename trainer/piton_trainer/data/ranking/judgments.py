@@ -20,8 +20,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from piton.contract import InputError
 from piton_trainer.data.ranking.rows import JudgmentRow
+from piton_trainer.data.skipped import Contradiction
 from piton_trainer.errors import BadConfig
 
 _log = logging.getLogger(__name__)
@@ -91,13 +91,13 @@ class Collector:
         """Take a row.
 
         Raises:
-            ValueError: its query has had another text before.
+            Contradiction: its query has had another text before.
         """
         query = self._queries.setdefault(row.query, len(self._queries))
         if query == len(self._texts):
             self._texts.append(row.text)
         elif self._texts[query] != row.text:
-            raise InputError(f"query {row.query} had another text before: {self._texts[query]!r}")
+            raise Contradiction(f"query {row.query} had another text before: {self._texts[query]!r}")
         self._row_queries.append(query)
         self._row_ids.append(self._ids.setdefault(row.id, len(self._ids)))
         self._gains.append(row.gain)
@@ -105,7 +105,7 @@ class Collector:
         self._originals.append(row.original)
 
     def judgments(self, source: str) -> Judgments:
-        """Everything taken so far. Of several rows for a pair a judged one counts, else the most confident guess.
+        """Return all rows taken so far. Of several rows for a pair a judged one counts, else the surest guess.
 
         Raises:
             BadConfig: there is nothing judged, or two judgments of a pair that do not agree.
@@ -162,7 +162,7 @@ class _Rows:
     originals: NDArray[np.bool_]
 
     def only(self, rows: NDArray[Any]) -> "_Rows":
-        """Some of them, or all in another order."""
+        """Return some rows, or all in another order, by numbers or a mask (rows,)."""
         return _Rows(
             queries=self.queries[rows],
             ids=self.ids[rows],
@@ -172,7 +172,7 @@ class _Rows:
         )
 
     def sorted(self) -> "_Rows":
-        """By pair; the one that counts comes first among those of a pair."""
+        """Return the rows by pair; the one that counts comes first among those of a pair."""
         return self.only(np.lexsort((-self.weights, ~self.originals, self.ids, self.queries)))
 
     @cached_property
@@ -182,14 +182,14 @@ class _Rows:
         return np.concatenate([[False], same])
 
     def contradiction(self) -> int | None:
-        """The first judged row that says something else than the judged row of the same pair before it."""
+        """Return the first judged row that says something else than the judged row of the same pair before it."""
         other = np.concatenate([[False], self.gains[1:] != self.gains[:-1]])
         found = np.flatnonzero(self.again & self.originals & other)
         return int(found[0]) if len(found) else None
 
 
 def _sorted(numbers: dict[str, int]) -> tuple[list[str], NDArray[np.int32]]:
-    """The names in the order of the alphabet, and the new number of each old one."""
+    """Return the names in the order of the alphabet, and the new number of each old one (names,)."""
     names = sorted(numbers)
     renumbered = np.empty(len(names), dtype=np.int32)
     renumbered[[numbers[name] for name in names]] = np.arange(len(names), dtype=np.int32)

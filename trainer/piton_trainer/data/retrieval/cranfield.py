@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from piton_trainer.data.retrieval.beir import Beir
+from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig
 
 CRANFIELD = "cranfield:"
@@ -27,41 +28,43 @@ def files(source: str) -> tuple[Path, Path, Path]:
     return folder / "cran.all.1400", folder / "cran.qry", folder / "cranqrel"
 
 
-def read(source: str, split: str) -> Beir:
-    """The collection; each split has all documents.
+def read(source: str, split: str, skips: Skips = NO_SKIPS) -> Beir:
+    """Return the collection; each split has all documents.
+
+    Only judgments are skipped: a record that is lost would shift the numbers of all that follow.
 
     Raises:
-        BadConfig: the files cannot be read.
+        BadConfig: the files cannot be read, or a line is wrong and `skips` does not take it.
     """
     documents, questions, judgments = files(source)
     texts = [text for _, text in _records(questions)]
     queries = {f"q{number}": text for number, text in enumerate(texts, start=1) if _split(number) == split}
     grades: dict[str, dict[str, int]] = {}
-    for number, document, grade in _judgments(judgments, len(texts)):
+    for number, document, grade in _judgments(judgments, len(texts), skips):
         if f"q{number}" in queries:
             grades.setdefault(f"q{number}", {})[f"d{document}"] = _BEST - grade if 1 <= grade < _BEST else 0
     found = {f"d{number}": text for number, text in _records(documents, step=1)}
-    return Beir(documents=found, queries=queries, grades=grades)
+    judged = {name: text for name, text in queries.items() if name in grades}
+    return Beir(documents=found, queries=judged, grades=grades)
 
 
 def _split(number: int) -> str:
     return "test" if number % _TEST_EVERY == 0 else "train"
 
 
-def _judgments(path: Path, queries: int) -> Iterator[tuple[int, int, int]]:
+def _judgments(path: Path, queries: int, skips: Skips) -> Iterator[tuple[int, int, int]]:
     """Yield query, document and grade of each line; a query is a number up to that of the last one."""
     for place, line in enumerate(_read(path).splitlines(), start=1):
         try:
             number, document, grade = (int(field) for field in line.split())
         except ValueError as error:
-            raise BadConfig(
-                f"trainer.config.data: {path}, line {place}: query, document and grade are three numbers: {error}"
-            ) from error
-        if not 1 <= number <= queries:
-            raise BadConfig(
-                f"trainer.config.data: {path}, line {place}: there are {queries} queries, and none is number {number}"
-            )
-        yield number, document, grade
+            why = f"query, document and grade are three numbers: {error}"
+        else:
+            if 1 <= number <= queries:
+                yield number, document, grade
+                continue
+            why = f"there are {queries} queries, and none is number {number}"
+        skips.add(Skip(file=str(path), place=f"line {place}", why=why))
 
 
 def _records(path: Path, step: int | None = None) -> Iterator[tuple[int, str]]:

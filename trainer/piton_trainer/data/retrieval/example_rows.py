@@ -20,6 +20,7 @@ from piton.contract import InputError
 from piton_trainer.data.csv_table import read_csv, refuse_twice
 from piton_trainer.data.retrieval.beir import Beir
 from piton_trainer.data.retrieval.json_lines import json_object, lossless, parsed, text_of
+from piton_trainer.data.skipped import NO_SKIPS, Contradiction, Skip, Skips
 from piton_trainer.data.stream import DAMAGED, open_text, users_fault
 from piton_trainer.errors import BadConfig
 
@@ -41,22 +42,22 @@ class Example:
     negatives: tuple[str, ...] = ()
 
 
-def examples(source: str) -> Iterator[Example]:
-    """The rows of a file or object, by the end of its name.
+def examples(source: str, skips: Skips = NO_SKIPS) -> Iterator[Example]:
+    """Return the rows of a file or object, by the end of its name.
 
     Raises:
-        BadConfig: it is not there, or a row is wrong.
+        BadConfig: it is not there, or a row is wrong and `skips` does not take it.
     """
     name = source.removesuffix(".gz")
     if name.endswith(".tsv"):
-        return _from_tsv(source)
+        return _from_tsv(source, skips)
     if name.endswith(".jsonl"):
-        return parsed(source, lambda line: _from_json(json_object(line)))
-    return _from_csv(source) if name.endswith(".csv") else _from_list(source)
+        return parsed(source, lambda line: _from_json(json_object(line)), skips)
+    return read_csv(source, _columns, skips) if name.endswith(".csv") else _from_list(source, skips)
 
 
 def of_collection(found: Beir) -> Iterator[Example]:
-    """A row for each relevant document; what was judged irrelevant is the negatives."""
+    """Yield a row for each relevant document; what was judged irrelevant is the negatives."""
     for query, text in found.queries.items():
         grades = {name: grade for name, grade in found.grades[query].items() if name in found.documents}
         negatives = tuple(found.documents[name] for name, grade in grades.items() if grade <= 0)
@@ -65,8 +66,8 @@ def of_collection(found: Beir) -> Iterator[Example]:
                 yield Example(query=text, positive=found.documents[name], negatives=negatives)
 
 
-def _from_tsv(source: str) -> Iterator[Example]:
-    """Rows may have different numbers of negatives; that they do is said, as a lost line break looks the same."""
+def _from_tsv(source: str, skips: Skips) -> Iterator[Example]:
+    """Yield the rows of a TSV. Different numbers of negatives are said, as a lost line break looks the same."""
     number, first, odd = 0, 0, 0
 
     def parse(line: str) -> Example:
@@ -76,7 +77,7 @@ def _from_tsv(source: str) -> Iterator[Example]:
         odd = odd or (number if len(fields) != first else 0)
         return _example(fields)
 
-    yield from parsed(source, parse)
+    yield from parsed(source, parse, skips)
     if odd:
         _log.warning("%s: its rows have different numbers of fields; row %d is the first that differs", source, odd)
 
@@ -88,7 +89,7 @@ def _example(fields: list[str]) -> Example:
     if not query or not positive:
         raise InputError("query or positive is empty")
     if all(field.casefold() in words for field, words in zip((query, positive), _HEADER_WORDS, strict=True)):
-        raise InputError(f"{query} and {positive} are names of columns and no example; remove the line")
+        raise Contradiction(f"{query} and {positive} are names of columns and no example; remove the line")
     return Example(query=query, positive=positive, negatives=tuple(text for text in negatives if text))
 
 
@@ -112,7 +113,7 @@ def _misspelt(names: set[str]) -> str | None:
     return None
 
 
-def _from_list(source: str) -> Iterator[Example]:
+def _from_list(source: str, skips: Skips) -> Iterator[Example]:
     with users_fault(source), ExitStack() as stack:
         try:
             content = json.load(open_text(source, stack))
@@ -122,13 +123,13 @@ def _from_list(source: str) -> Iterator[Example]:
         try:
             if not isinstance(entry, dict):
                 raise InputError("it is no JSON object")
-            yield _from_json(entry)
-        except ValueError as error:
+            example = _from_json(entry)
+        except Contradiction as error:
             raise BadConfig(f"trainer.config.data: {source}, entry {number}: {error}") from error
-
-
-def _from_csv(source: str) -> Iterator[Example]:
-    return read_csv(source, _columns)
+        except ValueError as error:
+            skips.add(Skip(file=source, place=f"entry {number}", why=str(error)))
+        else:
+            yield example
 
 
 def _columns(header: list[str]) -> Callable[[list[str]], Example]:

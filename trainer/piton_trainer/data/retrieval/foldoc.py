@@ -41,12 +41,12 @@ def folder_of(source: str) -> Path | None:
 
 
 def files(folder: Path) -> tuple[Path, Path]:
-    """The index and the articles."""
+    """Return the index and the articles."""
     return folder / _INDEX, folder / _ARTICLES
 
 
 def articles(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
-    """A name for each article of a split (a term may have two), its term and its text.
+    """Yield a name for each article of a split (a term may have two), its term and its text.
 
     Raises:
         BadConfig: the files are not dictd's.

@@ -9,25 +9,31 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from piton.contract import InputError
+from piton_trainer.data.skipped import NO_SKIPS, Contradiction, Skip, Skips
 from piton_trainer.data.stream import lines
 from piton_trainer.errors import BadConfig
 
 T = TypeVar("T")
 
 
-def parsed(source: str, parse: Callable[[str], T]) -> Iterator[T]:
+def parsed(source: str, parse: Callable[[str], T], skips: Skips = NO_SKIPS) -> Iterator[T]:
     """Yield the lines of a file or object, each as `parse` understands it.
 
+    `parse` raises ValueError for a line that is wrong, and Contradiction for one that contradicts an earlier one.
+
     Raises:
-        BadConfig: it is not there, or a line is wrong.
+        BadConfig: it is not there, a line contradicts another, or is wrong and `skips` does not take it.
     """
-    for number, line in lines(source):
+    for number, line in lines(source, skips):
         try:
-            yield parse(line)
-        except KeyError as error:
-            raise BadConfig(f"trainer.config.data: {source}, line {number}: there is no field {error}") from error
-        except (ValueError, RecursionError) as error:
+            found = parse(line)
+        except Contradiction as error:
             raise BadConfig(f"trainer.config.data: {source}, line {number}: {error}") from error
+        except (ValueError, KeyError, RecursionError) as error:
+            why = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
+            skips.add(Skip(file=source, place=f"line {number}", why=why))
+        else:
+            yield found
 
 
 def json_object(line: str) -> dict[str, Any]:

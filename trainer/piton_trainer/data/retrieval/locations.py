@@ -19,7 +19,7 @@ def is_examples(source: str) -> bool:
 
 
 def files_of(source: str, split: str) -> list[str]:
-    """The files and objects that a collection is read from.
+    """Return the files and objects that a collection is read from.
 
     Raises:
         ValueError: one sentence, if they are not installed.
@@ -45,7 +45,7 @@ def check_examples(source: str, split: str) -> str | None:
 
 
 def check_collection(source: str, split: str) -> str | None:
-    """The same for a collection."""
+    """Return the missing part of a collection; None: nothing is missing."""
     try:
         files = files_of(source, split)
     except ValueError as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from piton_trainer.data.folders import LeftOut, files_below, is_hidden, printable
+from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.data.stream import users_fault
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import S3_SCHEME
@@ -23,21 +24,21 @@ DOCUMENT = "\N{START OF TEXT}"
 """The character that begins a document, for models that are to know its start."""
 
 
-def read_text(source: str) -> str:
-    """All text of a source: `pydoc`, a file, a directory or `s3://bucket/prefix`.
+def read_text(source: str, skips: Skips = NO_SKIPS) -> str:
+    """Return all text of a source: `pydoc`, a file, a directory or `s3://bucket/prefix`.
 
     Raises:
-        BadConfig: there is nothing to read there.
+        BadConfig: there is nothing to read there, or a file is no text and `skips` does not take it.
     """
     if source == PYDOC:
         return pydoc_text()
     if source.startswith(S3_SCHEME):
-        return _joined(source, _objects(source))
-    return _joined(source, _files(Path(source)))
+        return _joined(source, _objects(source), skips)
+    return _joined(source, _files(Path(source)), skips)
 
 
 def pydoc_text() -> str:
-    """The topics of Python's `help()`: the language reference, which comes with every CPython.
+    """Return the topics of Python's `help()`: the language reference, which comes with every CPython.
 
     In the alphabet's order the end would be about sequence types alone, and topics quote each other. So they lie in the
     order of their digests and every paragraph stands once: then the end is a fair sample that training has not seen.
@@ -49,7 +50,7 @@ def pydoc_text() -> str:
 
 
 def as_documents(text: str) -> str:
-    """The text with each document's beginning marked, instead of the blank lines before it."""
+    """Return the text with each document's beginning marked, instead of the blank lines before it."""
     return DOCUMENT + re.sub(r"\r?\n(?:[ \t]*\r?\n)+", DOCUMENT, text.strip("\r\n"))
 
 
@@ -100,15 +101,18 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         ) from error
 
 
-def _joined(source: str, parts: Iterable[tuple[str, bytes]]) -> str:
-    texts = [_decoded(name, content) for name, content in parts]
+def _joined(source: str, parts: Iterable[tuple[str, bytes]], skips: Skips) -> str:
+    texts = [text for name, content in parts for text in _decoded(name, content, skips)]
     if not any(texts):
         raise BadConfig(f"trainer.config.data: there is no text in {source} (*.txt and *.md count)")
     return BETWEEN.join(texts)
 
 
-def _decoded(name: str, content: bytes) -> str:
+def _decoded(name: str, content: bytes, skips: Skips) -> list[str]:
+    """Return the text of a file; nothing where it is skipped."""
     try:
-        return content.decode("utf-8-sig")
+        return [content.decode("utf-8-sig")]
     except UnicodeDecodeError as error:
-        raise BadConfig(f"trainer.config.data: {name} is not UTF-8 text (byte {error.start})") from error
+        told = f"is not UTF-8 text (byte {error.start})"
+        skips.add(Skip(file=name, why=f"it {told}"), f"{name} {told}")
+        return []
