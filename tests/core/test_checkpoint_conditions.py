@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from piton.api.conditions import MIRRORED, RESUME_INEXACT, VOLUME_NEARLY_FULL
+from piton.api.conditions import EXAMPLES_SKIPPED, MIRRORED, RESUME_INEXACT, VOLUME_NEARLY_FULL
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, MIRROR_STEP, Progress
+from piton.contract.progress import EXAMPLES_SKIPPED as EXAMPLES_SKIPPED_METRIC
 from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import Decision
@@ -152,6 +153,30 @@ def test_a_state_that_would_not_come_back_is_said_once_and_the_training_goes_on(
     mended = reported(a_progress(20, checkpoint=20), first.status).status
     assert not mended.is_true(RESUME_INEXACT)
     assert reported(a_progress(20)).status.condition(RESUME_INEXACT) is None
+
+
+def test_examples_that_are_left_out_are_said_once_and_until_the_data_is_mended() -> None:
+    less = replace(a_progress(10, checkpoint=10), metrics={EXAMPLES_SKIPPED_METRIC: 12.0})
+    first = reported(less)
+    condition = first.status.condition(EXAMPLES_SKIPPED)
+    assert condition is not None
+    assert condition.status is ConditionStatus.TRUE
+    assert condition.message.startswith(
+        "12 damaged examples of the data are left out, as spec.trainer.config.maxSkipped"
+    )
+    assert [(news.severity, news.reason) for news in first.announcements] == [("Warning", Reason.EXAMPLES_SKIPPED)]
+    assert first.status.phase is Phase.TRAINING
+    assert reported(less, first.status).announcements == ()
+
+    resumed = reported(replace(a_progress(10), resumed_from=10), first.status).status
+    assert resumed.is_true(EXAMPLES_SKIPPED), "no step of the new attempt has said anything yet"
+
+    for mended in (
+        replace(a_progress(20), resumed_from=10),
+        replace(a_progress(20), metrics={EXAMPLES_SKIPPED_METRIC: 0.0}),
+    ):
+        assert not reported(mended, resumed).status.is_true(EXAMPLES_SKIPPED)
+        assert reported(mended).status.condition(EXAMPLES_SKIPPED) is None
 
 
 def test_the_words_of_a_warning_come_over_the_wire_and_are_bounded() -> None:

@@ -43,6 +43,7 @@ SUMMARY = Summary(
     stages={},
     evaluation={},
     cost={},
+    examples_skipped=0,
     recovery_seconds=0.0,
     start_seconds={"imports": 2.0},
     mirror_off=None,

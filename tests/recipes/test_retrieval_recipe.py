@@ -275,7 +275,14 @@ def test_what_is_prepared_is_not_read_again(tiny: World, tmp_path: Path) -> None
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     a_recipe(tiny.config(), FakeRankContext(tmp_path))
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert sorted(name.partition("-")[0] for name in before) == ["collection", "examples"]
+    assert sorted(name.partition("-")[0] for name in before) == [
+        "collection",
+        "content",
+        "content",
+        "content",
+        "content",
+        "examples",
+    ]
     assert before.items() <= after.items()
 
 

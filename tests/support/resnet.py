@@ -50,6 +50,7 @@ def attempt(directory: Path, config: ResnetConfig, *, target: float | None = Non
     )
 
     def build(session: piton_trainer.Session) -> Resnet:
-        return Resnet(config, session, Data(files(config, session.directory), config.validation_fraction))
+        paths = files(config, session.directory)
+        return Resnet(config, session, Data(paths, config.validation_fraction, config.max_skipped))
 
     return attempt_at(directory, assignment, build, **drill)

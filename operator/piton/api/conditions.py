@@ -12,6 +12,7 @@ Reporting is False while an attempt trains and nothing is heard of it; it is set
 Mirrored is False while checkpoints should be mirrored and are not; it is set only of a run with a mirror that reports.
 VolumeNearlyFull is True while the checkpoint volume has hardly room for another checkpoint.
 ResumeInexact is True while a training saves what would not come back as it is.
+ExamplesSkipped is True while damaged examples are left out of the data, as `maxSkipped` accepts.
 SpecPending is True while the spec asks for something that only another attempt, or another volume, can have.
 OperatorError is True while the operator fails at the object, by a mistake of its own, or cannot read what it needs.
 PodStuck is True while a pod that is being deleted keeps its machine, which answers, or is kept by a finalizer.
@@ -31,7 +32,7 @@ ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
 STATUS_UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
 VOLUME_NEARLY_FULL, RESUME_INEXACT, POD_STUCK = "VolumeNearlyFull", "ResumeInexact", "PodStuck"
-SPEC_PENDING, OPERATOR_ERROR = "SpecPending", "OperatorError"
+SPEC_PENDING, OPERATOR_ERROR, EXAMPLES_SKIPPED = "SpecPending", "OperatorError", "ExamplesSkipped"
 
 _WAITS = frozenset(
     {

@@ -225,6 +225,8 @@ class Reason(OpenEnum):
     """The checkpoint volume has room for one more checkpoint at most, beside those that are kept."""
     RESUME_INEXACT = "ResumeInexact"
     """Part of what the training saves would not come back as it is. It trains on, since it has saved before."""
+    EXAMPLES_SKIPPED = "ExamplesSkipped"
+    """Damaged examples are left out of the data, no more than `maxSkipped` accepts. It trains on the others."""
     VOLUME_KEPT = "VolumeKept"
     """The run is over, and the claim of its checkpoints stays when the run is deleted."""
     EXPIRED = "Expired"

@@ -130,6 +130,8 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("steps", f"{summary.final_step:,}, of which {summary.lost_steps:,} were trained twice"))
     rows.append(("attempts", _attempts(summary)))
     rows += [("stage", _stage(name, stage)) for name, stage in summary.stages.items()]
+    if summary.examples_skipped:
+        rows.append(("left out", f"{_count(summary.examples_skipped, 'damaged example')} of the data"))
     if summary.cost:
         rows.append(("cost", _cost(summary.cost)))
     if summary.start_seconds:

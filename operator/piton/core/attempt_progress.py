@@ -22,6 +22,7 @@ from piton.core.report_conditions import (
     note_mirror,
     note_reporting,
     note_resume,
+    note_skipped,
     note_volume,
     seconds_to_silence,
 )
@@ -49,6 +50,7 @@ def observe_running(context: Context) -> Decision | None:
     status, mirror = note_mirror(context, status)
     status, volume = note_volume(context, status)
     status, resume = note_resume(context, status)
+    status, skipped = note_skipped(context, status)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
     if (rest := after_training.running_message(context, status)) is not None:
@@ -70,7 +72,7 @@ def observe_running(context: Context) -> Decision | None:
         rule="observe_running",
         effects=requested,
         status=status,
-        announcements=(*news, *silence, *mirror, *volume, *resume, *_advice_that_is_new(context, seen)),
+        announcements=(*news, *silence, *mirror, *volume, *resume, *skipped, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,
     )
 

@@ -4,16 +4,25 @@ Reporting          the reports themselves: without them nobody knows how far it 
 Mirrored           the bucket: people who ask for a second copy learn when they have none
 VolumeNearlyFull   the volume: it can be enlarged before a save fails
 ResumeInexact      the checkpoints: part of them would not come back as it is
+ExamplesSkipped    the data: it trains on less than people have given it
 """
 
 import math
 
-from piton.api.conditions import MIRRORED, REPORTING, RESUME_INEXACT, VOLUME_NEARLY_FULL, with_condition
+from piton.api.conditions import (
+    EXAMPLES_SKIPPED,
+    MIRRORED,
+    REPORTING,
+    RESUME_INEXACT,
+    VOLUME_NEARLY_FULL,
+    with_condition,
+)
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import called
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
+from piton.contract import progress as reports
 from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, MIRROR_STEP
 from piton.core.context import Context
 from piton.core.effects import Announcement
@@ -132,6 +141,24 @@ def note_resume(context: Context, status: RunStatus) -> Noted:
     message = progress.resume_warning
     news = () if message is None else context.warn_once(RESUME_INEXACT, Reason.RESUME_INEXACT, message)
     return context.with_trouble(status, RESUME_INEXACT, Reason.RESUME_INEXACT, message), news
+
+
+def note_skipped(context: Context, status: RunStatus) -> Noted:
+    """Return the status with the condition ExamplesSkipped, and an announcement when it turns True.
+
+    A trainer reports it with each step, so before the first one of an attempt nothing changes.
+    """
+    progress = context.observed.progress
+    if progress is None or progress.step is None or progress.step <= (progress.resumed_from or 0):
+        return status, ()
+    message, count = None, progress.metrics.get(reports.EXAMPLES_SKIPPED, 0.0)
+    if count > 0:
+        message = (
+            f"{count:.0f} damaged examples of the data are left out, as spec.trainer.config.maxSkipped accepts. "
+            "The log of rank 0 names the first and the file that lists them"
+        )
+    news = () if message is None else context.warn_once(EXAMPLES_SKIPPED, Reason.EXAMPLES_SKIPPED, message)
+    return context.with_trouble(status, EXAMPLES_SKIPPED, Reason.EXAMPLES_SKIPPED, message), news
 
 
 def _with_health(

@@ -12,6 +12,7 @@ from piton.api.spec import Stage
 from piton.api.status import AttemptStatus, RunStatus, StageStatus, Verdict
 from piton.api.status_base import ConditionStatus
 from piton.contract import startup_phases
+from piton.contract.progress import EXAMPLES_SKIPPED
 from piton.local import metrics
 from piton.local.drills import Drill, pending
 from piton.local.run_folder import LocalState, RunFolder
@@ -45,6 +46,8 @@ class Summary:
     """Metrics of the stage Evaluate, by name."""
     cost: Mapping[str, Any]
     """Cost in dollars as text, and its completeness; empty where no price is known."""
+    examples_skipped: int
+    """Damaged examples that are left out of the data, as `maxSkipped` accepts."""
     recovery_seconds: float
     """Sum of the seconds from each loss of a machine to the first trained step of the next attempt."""
     start_seconds: Mapping[str, float]
@@ -76,6 +79,7 @@ class Summary:
             "stages": {name: dict(stage) for name, stage in self.stages.items()},
             "evaluation": dict(self.evaluation),
             "cost": dict(self.cost),
+            "examplesSkipped": self.examples_skipped,
             "recoverySeconds": self.recovery_seconds,
             "startSeconds": dict(self.start_seconds),
             "mirrorOff": self.mirror_off,
@@ -87,7 +91,7 @@ class Summary:
 
 def summarise(folder: RunFolder, state: LocalState, drills: Sequence[Drill]) -> Summary:
     """Summarize a run from its folder and state; the drills are those of the command."""
-    status, complete = state.status, folder.complete()
+    status, complete, points = state.status, folder.complete(), metrics.read(folder.metrics_file)
     result = status.result
     condition = next(
         (c for kind in (SUCCEEDED, FAILED, SUSPENDED) if status.is_true(kind) and (c := status.condition(kind))), None
@@ -115,8 +119,9 @@ def summarise(folder: RunFolder, state: LocalState, drills: Sequence[Drill]) -> 
         stages=_stages(status),
         evaluation=_evaluation(status),
         cost=_cost(status),
+        examples_skipped=newest_skipped(points),
         recovery_seconds=round(recovery_seconds(status.attempts), 3),
-        start_seconds=newest_start(metrics.read(folder.metrics_file)),
+        start_seconds=newest_start(points),
         mirror_off=_mirror_off(status),
         drills_not_fired=tuple(drill.text for drill in pending(drills, state.drills_fired)),
         curve=folder.curve_file if folder.curve_file.exists() else None,
@@ -168,6 +173,12 @@ def recovery_seconds(attempts: Sequence[AttemptStatus]) -> float:
 def newest_start(points: Sequence[metrics.Point]) -> dict[str, float]:
     """The phases of the newest start that was reported."""
     return next((phases for point in reversed(points) if (phases := startup_phases.from_metrics(point.metrics))), {})
+
+
+def newest_skipped(points: Sequence[metrics.Point]) -> int:
+    """Return the number of skipped examples of the newest report of a step; 0 where it has none."""
+    newest = next((point for point in reversed(points) if point.metrics.get("loss") is not None), None)
+    return 0 if newest is None else int(newest.metrics.get(EXAMPLES_SKIPPED, 0))
 
 
 def _final_step(status: RunStatus) -> int | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from piton.contract import InputError
+from piton_trainer.data.content import content_digest, write_note
 from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig, DataUnavailable
 from piton_trainer.s3 import S3_SCHEME, ObjectNotFound, S3Error, Tuning
@@ -27,18 +28,17 @@ DAMAGED = (OSError, EOFError, zlib.error)
 
 
 def version_of(source: str, memory: Path | None = None) -> str:
-    """Changes when the file or object does.
+    """Return what changes when the content of the file or object does: a digest, or the ETag.
 
-    While the bucket does not answer, it is the version that the folder `memory` remembers, so that what was made of
-    that version and kept is used.
+    The folder `memory` remembers digests, so that a file is read once. It also remembers the ETag: while the bucket
+    does not answer, what was made of that version and kept is used.
 
     Raises:
-        BadConfig: there is no such object, or no permission.
+        BadConfig: there is no such file or object, or no permission.
         DataUnavailable: the bucket does not answer, and no version is remembered.
     """
     if not source.startswith(S3_SCHEME):
-        found = Path(source).stat()
-        return f"{found.st_size} {found.st_mtime_ns}"
+        return content_digest(Path(source), memory)
     if memory is None:
         return str(_look(source)[1]["ETag"])
     file = memory / f"version-{hashlib.sha256(source.encode()).hexdigest()[:16]}"
@@ -50,11 +50,19 @@ def version_of(source: str, memory: Path | None = None) -> str:
             logger.warning("%s: what was made of it before is used: %s", source, trouble)
             return version
         raise
+    write_note(file, version)
+    return version
+
+
+def earlier_version_of(source: str, version: str) -> str:
+    """Return the version that Piton had of a source before it read the content of files: size and modification time.
+
+    Anything but a file keeps its `version`.
+    """
     with suppress(OSError):
-        memory.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}")
-        aside.write_text(version, encoding="utf-8")
-        aside.replace(file)
+        if not source.startswith(S3_SCHEME):
+            found = Path(source).stat()
+            return f"{found.st_size} {found.st_mtime_ns}"
     return version
 
 

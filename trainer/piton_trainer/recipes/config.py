@@ -41,6 +41,9 @@ class RecipeConfig(BaseModel):
     """Skip leaves out a step whose loss or gradients are not finite numbers, on all ranks, and counts it in the metric
     `skipped_steps`; 20 such losses in a row end the training all the same. It makes the host wait for the GPU in each
     step, so it is off."""
+    max_skipped: int = Field(default=0, ge=0)
+    """Damaged examples of each source of data that may be left out; one more ends the run, as the first does with 0.
+    What is left out is listed beside the prepared data, and counted in the metric `examples_skipped`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 over fp32 weights: what a GPU wants. fp32 gives equal results everywhere."""
     compile: bool = False

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from piton.contract.assignment import Assignment
+from piton_trainer.data.skipped import SkippedData
 from piton_trainer.recipes.config import RecipeConfig
 from piton_trainer.run_cache import RunCache
 
@@ -114,6 +115,14 @@ class Recipe(Protocol):
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, Tensor], int]:
         """Sums of metrics over this rank's share of the validation data, and the count that they are sums over."""
+
+
+@runtime_checkable
+class SkipsExamples(Protocol):
+    """A recipe that may leave out damaged examples, where `maxSkipped` accepts that."""
+
+    skipped_data: SkippedData
+    """The examples that are left out of its data."""
 
 
 @runtime_checkable

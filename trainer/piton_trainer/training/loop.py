@@ -26,10 +26,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from piton.contract.progress import EVALUATION_EVERY_STEPS, EVALUATION_SECONDS, STEP_SECONDS
+from piton.contract.progress import EVALUATION_EVERY_STEPS, EVALUATION_SECONDS, EXAMPLES_SKIPPED, STEP_SECONDS
 from piton_trainer.clock import Clock
 from piton_trainer.recipes.config import RecipeConfig
-from piton_trainer.recipes.protocol import ClipsGradients, Recipe, RecipeContext
+from piton_trainer.recipes.protocol import ClipsGradients, Recipe, RecipeContext, SkipsExamples
 from piton_trainer.telemetry.peak_flops import mfu_per_token, peak_flops
 from piton_trainer.training.session import Session
 
@@ -56,13 +56,14 @@ def train(session: Session, recipe: Recipe) -> None:
     trainee.connect()
     if session.is_main:
         _log.info(recipe.describe())
+    skipped = _count_skipped(recipe, session)
     clock = Clock()
     throughput = Throughput(recipe.tokens_per_step, _mfu_per_token(recipe, trainee.model, session), clock)
     before: float | None = None
     for batches in session.steps(recipe.loader, total=config.steps):
         fraction = session.fraction
         recipe.tune(trainee.optimizers, fraction=fraction, step=session.step)
-        metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
+        metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap(), **skipped}
         if config.on_non_finite == "Skip":
             metrics[SKIPPED_STEPS] = trainee.skipped_steps
         if _is_evaluated(session.step + 1, config, session.last_step) or _seems_last(fraction, before):
@@ -244,6 +245,16 @@ class Throughput:
         speed = self.tokens_per_step / lap
         figures = {"tokens_per_second": speed, STEP_SECONDS: lap}
         return figures if self.mfu_per_token is None else {**figures, "mfu": speed * self.mfu_per_token}
+
+
+def _count_skipped(recipe: Recipe, session: Session) -> dict[str, int]:
+    """Say what is left out of the data, and return the metric of it where the config accepts any."""
+    if not isinstance(recipe, SkipsExamples) or not (recipe.config.max_skipped or recipe.skipped_data.count):
+        return {}
+    if session.is_main:
+        for sentence in recipe.skipped_data.sentences():
+            _log.warning(sentence)
+    return {EXAMPLES_SKIPPED: recipe.skipped_data.count}
 
 
 def _timed(evaluate: Callable[[], dict[str, float]], config: RecipeConfig, clock: Clock) -> dict[str, float]:

@@ -1,10 +1,9 @@
 """Examples and collections from the places that a config names: read once on the volume that all attempts share."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from piton_trainer.data.prepared import Key, VersionOf, prepared
 from piton_trainer.data.retrieval import collection, cranfield, examples, foldoc
 from piton_trainer.data.retrieval.beir import Beir, expect_documents
 from piton_trainer.data.retrieval.beir import read as read_beir
@@ -13,50 +12,60 @@ from piton_trainer.data.retrieval.example_rows import Example, of_collection
 from piton_trainer.data.retrieval.example_rows import examples as rows_of
 from piton_trainer.data.retrieval.examples import Examples
 from piton_trainer.data.retrieval.locations import files_of, is_examples
-from piton_trainer.data.stream import version_of
+from piton_trainer.data.skipped import SkippedData, Skips
 from piton_trainer.run_cache import RunCache
 
 _FORMAT = 1
 """Changes when the same files make other examples or collections."""
 
 
-def examples_of(source: str, split: str, limit: int | None, run_cache: RunCache) -> tuple[str, Examples]:
-    """A key that says which ones they are, and the examples.
+def examples_of(
+    source: str, split: str, limit: int | None, run_cache: RunCache, skipped_data: SkippedData | None = None
+) -> tuple[Key, Examples]:
+    """Return a key that says which examples they are, and the examples.
 
     Raises:
-        BadConfig: they are not there, or one is wrong.
+        BadConfig: they are not there, or more are wrong than `skipped_data` accepts.
     """
-    files = [source] if is_examples(source) else None
-    memory = run_cache.directory
-    key = run_cache.on_main(lambda: _key(memory, source, split, files or files_of(source, split), limit))
+    is_file = is_examples(source)
 
-    def rows() -> Iterable[Example]:
-        return rows_of(source) if files else of_collection(_read(source, split))
+    def make(folder: Path, skips: Skips) -> None:
+        rows: Iterable[Example] = rows_of(source, skips) if is_file else of_collection(_read(source, split, skips))
+        examples.save(rows, source, limit, folder)
 
-    folder = run_cache.folder(f"examples-{key}", lambda into: examples.save(rows(), source, limit, into))
+    def parts(version_of: VersionOf) -> object:
+        return [*_parts(source, split, [source] if is_file else files_of(source, split), version_of), limit]
+
+    key, folder = prepared("examples", parts, make, run_cache, skipped_data or SkippedData())
     return key, Examples.load(folder)
 
 
-def collection_of(source: str, split: str, run_cache: RunCache) -> Collection:
-    """A collection, each with the judgments of one split.
+def collection_of(source: str, split: str, run_cache: RunCache, skipped_data: SkippedData | None = None) -> Collection:
+    """Return a collection with the judgments of one split.
 
     Raises:
-        BadConfig: it is not there, or a line is wrong.
+        BadConfig: it is not there, or more lines are wrong than `skipped_data` accepts.
     """
-    key = run_cache.on_main(lambda: _key(run_cache.directory, source, split, files_of(source, split)))
-    name = f"collection-{key}"
-    return Collection.load(run_cache.folder(name, lambda into: collection.save(_read(source, split), source, into)))
+
+    def make(folder: Path, skips: Skips) -> None:
+        collection.save(_read(source, split, skips), source, folder)
+
+    def parts(version_of: VersionOf) -> object:
+        return _parts(source, split, files_of(source, split), version_of)
+
+    _, folder = prepared("collection", parts, make, run_cache, skipped_data or SkippedData())
+    return Collection.load(folder)
 
 
-def _read(source: str, split: str) -> Beir:
-    return expect_documents(_collection(source, split), source)
+def _read(source: str, split: str, skips: Skips) -> Beir:
+    return expect_documents(_collection(source, split, skips), source)
 
 
-def _collection(source: str, split: str) -> Beir:
+def _collection(source: str, split: str, skips: Skips) -> Beir:
     if source.startswith(cranfield.CRANFIELD):
-        return cranfield.read(source, split)
+        return cranfield.read(source, split, skips)
     if not source.startswith(foldoc.FOLDOC):
-        return read_beir(source, split)
+        return read_beir(source, split, skips)
     folder = foldoc.folder_of(source)
     assert folder is not None  # `files_of` has looked
     articles = list(foldoc.articles(folder, split))
@@ -67,6 +76,6 @@ def _collection(source: str, split: str) -> Beir:
     )
 
 
-def _key(memory: Path, source: str, split: str, files: list[str], *settings: object) -> str:
-    parts = [_FORMAT, source, split, [version_of(file, memory) for file in files], *settings]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def _parts(source: str, split: str, files: list[str], version_of: VersionOf) -> list[object]:
+    """Return what examples or a collection depend on."""
+    return [_FORMAT, source, split, [version_of(file) for file in files]]

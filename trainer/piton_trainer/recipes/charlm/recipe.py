@@ -1,5 +1,7 @@
 """The recipe `charlm` from top to bottom: text, windows, model, optimizers, rates, loss, metric."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from piton_trainer.data.skipped import MANIFEST, SkippedData, Skips
 from piton_trainer.data.text.sources import as_documents, read_text
 from piton_trainer.data.text.vocabulary import Vocabulary
 from piton_trainer.data.text.windows import Batch, ShuffledWindows, Windows, in_order
@@ -17,7 +20,7 @@ from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.recipes.charlm.muon import BatchedMuon
-from piton_trainer.recipes.protocol import RecipeContext, Stateful
+from piton_trainer.recipes.protocol import DataContext, Stateful
 
 REFERENCE_WIDTH = 768
 MOMENTUM_FIRST, MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
@@ -36,10 +39,13 @@ class Rates:
 class Charlm:
     """The implementation of `charlm` for the loop; see `piton_trainer.training.loop.Recipe`."""
 
-    def __init__(self, config: CharlmConfig, place: RecipeContext) -> None:
+    def __init__(self, config: CharlmConfig, place: DataContext) -> None:
         self.config = config
         self.place = place
-        text = as_documents(read_text(config.data)) if config.documents else read_text(config.data)
+        skips = Skips(config.max_skipped)
+        text = read_text(config.data, skips)
+        text = as_documents(text) if config.documents else text
+        self.skipped_data = _listed(skips, place)
         self.vocabulary = Vocabulary.of(text, rare_below=config.rare_below)
         training, self.validation = split(self.vocabulary.encode(text), config)
         self.loader = ShuffledWindows(
@@ -120,7 +126,7 @@ class Charlm:
         return {"val_loss": nats, "bits_per_char": nats / math.log(2)}, total
 
 
-def build(config: CharlmConfig, place: RecipeContext) -> Charlm:
+def build(config: CharlmConfig, place: DataContext) -> Charlm:
     """The recipe, with its data read.
 
     Raises:
@@ -143,6 +149,16 @@ def split(tokens: Tensor, config: CharlmConfig) -> tuple[Windows, Windows]:
             f"and {len(tokens) - cut:,} of validation text; take a shorter one or more text"
         )
     return parts
+
+
+def _listed(skips: Skips, place: DataContext) -> SkippedData:
+    """Return what is left out of the text, once it is listed on the volume. All ranks call it together."""
+    skipped_data = SkippedData(skips.most)
+    if skips.most:
+        content = hashlib.sha256(json.dumps(skips.to_wire()["skipped"]).encode()).hexdigest()
+        folder = place.run_cache.folder(f"texts-{content[:16]}", skips.save)
+        skipped_data.add(folder / MANIFEST, skips.skipped)
+    return skipped_data
 
 
 def rates_at(config: CharlmConfig, fraction: float) -> Rates:

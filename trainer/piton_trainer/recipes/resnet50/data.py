@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from piton_trainer.data.image.records import Records
+from piton_trainer.data.skipped import SkippedData
 from piton_trainer.errors import BadConfig
 
 
 class Data:
     """The images for training and for validation, from one file of records or two."""
 
-    def __init__(self, paths: Sequence[Path], validation_fraction: float) -> None:
-        """Open them.
+    def __init__(self, paths: Sequence[Path], validation_fraction: float, max_skipped: int = 0) -> None:
+        """Open them. `max_skipped` is the number of damaged images of each that could have been left out.
 
         Raises:
             BadConfig: they do not fit, or there are too few.
         """
         self.training, self.validation = Records(paths[0]), Records(paths[-1])
+        self.skipped_data = SkippedData(max_skipped)
+        for records in (self.training, self.validation):
+            self.skipped_data.add(records.path, records.skipped)
         everything = len(self.training)
         if len(paths) > 1:
             self.count, self.held_out = everything, range(len(self.validation))

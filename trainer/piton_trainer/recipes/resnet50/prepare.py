@@ -45,7 +45,7 @@ def _file(source: str, config: ResnetConfig, checkpoint_dir: Path) -> Path:
     form = Form(max_side=config.max_side, quality=config.jpeg_quality)
     folder = checkpoint_dir.parent / FOLDER if config.records is None else Path(config.records)
     path = folder / _name(source, form)
-    preparation.prepare(source, path, form)
+    preparation.prepare(source, path, form, most=config.max_skipped)
     return path
 
 

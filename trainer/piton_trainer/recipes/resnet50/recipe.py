@@ -40,6 +40,7 @@ class Resnet:
 
     def __init__(self, config: ResnetConfig, place: RecipeContext, data: Data) -> None:
         self.data = data
+        self.skipped_data = data.skipped_data
         self.config = _resolved(config, data.count)
         self.place = place
         self.images_overall = (self.config.steps or 1) * config.batch_size
@@ -165,7 +166,8 @@ def build(config: ResnetConfig, place: Host) -> Resnet:
     Raises:
         BadConfig: the images are missing or cannot be used.
     """
-    return Resnet(config, place, Data(prepare.files(config, place.directory), config.validation_fraction))
+    paths = prepare.files(config, place.directory)
+    return Resnet(config, place, Data(paths, config.validation_fraction, config.max_skipped))
 
 
 def _resolved(config: ResnetConfig, count: int) -> ResnetConfig:

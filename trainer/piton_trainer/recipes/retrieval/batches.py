@@ -36,6 +36,17 @@ class Pass:
     """Among the passages of all ranks, the number of this rank's first one."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Digests that say which examples these are, of which content and with which settings."""
+
+    content: str
+    stamps: str
+    """Of sizes and modification times of the sources in place of their content: the digest of earlier versions."""
+    earlier: frozenset[str]
+    """Digests that a checkpoint of an earlier version may have for these examples."""
+
+
 class ShuffledExamples:
     """Endless training data: each item is one step of this rank. Its texts are read while the step before computes."""
 
@@ -51,7 +62,7 @@ class ShuffledExamples:
         negatives: int,
         seed: int,
         place: RecipeContext,
-        digest: str,
+        identity: Identity,
     ) -> None:
         """Cut `batch` examples per step into `accumulation` passes of all ranks."""
         self._examples = examples
@@ -61,7 +72,7 @@ class ShuffledExamples:
         self.negatives = min(negatives, examples.most_negatives)
         self._place = place
         self._seed = seed
-        self._digest = digest
+        self._identity = identity
         self._order = Permutations(len(examples), seed)
         self.position = 0
         """Examples that all ranks together have seen."""
@@ -109,7 +120,12 @@ class ShuffledExamples:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; the same on every rank."""
-        return {"position": self.position, "seed": self._seed, "digest": self._digest}
+        return {
+            "position": self.position,
+            "seed": self._seed,
+            "digest": self._identity.stamps,  # an earlier version of Piton goes on from it
+            "content": self._identity.content,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the checkpoint was.
@@ -117,7 +133,9 @@ class ShuffledExamples:
         Raises:
             BadConfig: the examples or the seed are not the checkpoint's.
         """
-        if state["digest"] != self._digest:
+        mine = self._identity
+        known = state.get("content")
+        if known != mine.content if known is not None else state["digest"] not in mine.earlier | {mine.stamps}:
             raise BadConfig(
                 "trainer.config.data: the examples, their negatives or the base model are not those of the checkpoint; "
                 "bring them back or start a new run"

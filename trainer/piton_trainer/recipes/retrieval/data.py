@@ -10,10 +10,12 @@ import torch
 
 from piton_trainer.data.retrieval.collection import Collection
 from piton_trainer.data.retrieval.sources import collection_of, examples_of
+from piton_trainer.data.skipped import SkippedData
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.common.encoder_source import folder_of
 from piton_trainer.recipes.common.text_encoder import Embedded, Encoding, Tokens, embed
 from piton_trainer.recipes.protocol import DataContext
+from piton_trainer.recipes.retrieval.batches import Identity
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.evaluation import name_of
 from piton_trainer.recipes.retrieval.inputs import Readable, TokenInputs, VectorInputs
@@ -33,13 +35,20 @@ class Data:
         self._place = place
         self.encoding = encoding_of(config)
         self.folder: Path = place.run_cache.together(partial(folder_of, config.base_model, "baseModel"))[place.rank]
-        key, self.examples = examples_of(config.data, config.data_split, config.examples, place.run_cache)
-        self.digest = _digest(key, config)
+        self.skipped_data = SkippedData(config.max_skipped)
+        key, self.examples = examples_of(
+            config.data, config.data_split, config.examples, place.run_cache, self.skipped_data
+        )
+        self.identity = Identity(
+            content=_digest(key.content, config),
+            stamps=_digest(key.stamps, config),
+            earlier=frozenset(_digest(earlier, config) for earlier in key.earlier),
+        )
         self.texts: Readable = self._open(self.examples.texts)
         """Of the examples."""
         if config.mined:
-            self.examples = with_mined(self.examples, self._embed(self.examples.texts), config.mined, key, place)
-        self.collections = _collections(config, place)
+            self.examples = with_mined(self.examples, self._embed(self.examples.texts), config.mined, key.folder, place)
+        self.collections = _collections(config, place, self.skipped_data)
         self.base: dict[str, VectorInputs] = {}
         """The texts of each collection as the base model sees them, where that is measured."""
         if config.zero_shot:
@@ -83,14 +92,17 @@ def encoding_of(config: RetrievalConfig) -> Encoding:
     )
 
 
-def _collections(config: RetrievalConfig, place: DataContext) -> dict[str, Collection]:
-    found = {name_of(source): collection_of(source, config.eval_split, place.run_cache) for source in config.datasets}
+def _collections(config: RetrievalConfig, place: DataContext, skipped_data: SkippedData) -> dict[str, Collection]:
+    found = {
+        name_of(source): collection_of(source, config.eval_split, place.run_cache, skipped_data)
+        for source in config.datasets
+    }
     if len(found) < len(config.datasets):
         raise BadConfig("trainer.config.datasets: two of them have the same last part of their name; rename one")
     return found
 
 
 def _digest(key: str, config: RetrievalConfig) -> str:
-    """Says which examples these are, with which negatives, and whose vectors."""
+    """Return the digest of examples of this key, of their negatives, and of the base model."""
     parts = [key, config.base_model, config.max_tokens, config.freeze_base, config.negatives, config.mined]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

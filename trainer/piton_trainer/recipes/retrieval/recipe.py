@@ -44,9 +44,10 @@ class Retrieval:
             negatives=config.negatives,
             seed=config.seed,
             place=place,
-            digest=data.digest,
+            identity=data.identity,
         )
         self.tokens_per_step = config.batch_size
+        self.skipped_data = data.skipped_data
         self.zero_shot = ZeroShot()
         self.extras: Mapping[str, Stateful] = {"zero_shot": self.zero_shot}
         self._peaks: list[float] = []

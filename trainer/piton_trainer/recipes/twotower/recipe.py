@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.data.ranking.judgments import Judgments
 from piton_trainer.data.ranking.sources import judgments_of
+from piton_trainer.data.skipped import SkippedData
 from piton_trainer.recipes.common.text_encoder import Embedded, Encoding, embed
 from piton_trainer.recipes.protocol import DataContext, Stateful
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
@@ -30,8 +31,16 @@ RESULTS_FILE = "results.json"
 class TwoTowers:
     """The implementation of `twotower` for the loop; see `piton_trainer.recipes.protocol.Recipe`."""
 
-    def __init__(self, config: TwoTowerConfig, place: DataContext, judgments: Judgments, embedded: Embedded) -> None:
+    def __init__(
+        self,
+        config: TwoTowerConfig,
+        place: DataContext,
+        judgments: Judgments,
+        embedded: Embedded,
+        skipped_data: SkippedData | None = None,
+    ) -> None:
         self.config = config
+        self.skipped_data = skipped_data or SkippedData()
         self.place = place
         self.judgments = judgments
         self.embedded = embedded.to(place.device)
@@ -150,14 +159,16 @@ def build(config: TwoTowerConfig, place: DataContext) -> TwoTowers:
     Raises:
         BadConfig: the data or the encoder cannot be read, or there is too little of it.
     """
-    judgments = judgments_of(config.sources, place.run_cache)
+    skipped_data = SkippedData(config.max_skipped)
+    judgments = judgments_of(config.sources, place.run_cache, skipped_data)
     encoding = Encoding(
         encoder=config.encoder,
         max_tokens=config.encoder_max_tokens,
         batch_texts=config.encoder_batch,
         stored=config.embeddings,
     )
-    return TwoTowers(config, place, judgments, embed(judgments.texts, encoding, place.run_cache, place.device))
+    embedded = embed(judgments.texts, encoding, place.run_cache, place.device)
+    return TwoTowers(config, place, judgments, embedded, skipped_data)
 
 
 def _two_tower(model: nn.Module) -> TwoTower:
