@@ -72,3 +72,25 @@ class Longer(Curriculum):
 
 def test_an_epoch_without_an_end_ends_with_the_steps_that_its_length_says(tmp_path: Path) -> None:
     assert len(attempt(tmp_path, Longer((3,), counts=False))) == 3 * EPOCHS
+
+
+class Drawing(Sampler[int]):
+    """A sampler that draws an epoch to count it."""
+
+    def _rows(self) -> list[int]:
+        return torch.randperm(ROWS)[: torch.randint(ROWS // 2, ROWS, ())].tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows()) and ROWS // 2
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows()[: len(self)])
+
+
+@resume.exact("loaders: samplers that draw random numbers to say their length")
+def test_to_ask_for_a_length_draws_nothing(tmp_path: Path) -> None:
+    whole = attempt(tmp_path / "whole", Drawing())
+    for stop in (2, 8):
+        with pytest.raises(Stopped):
+            attempt(tmp_path / str(stop), Drawing(), at=stop)
+        assert attempt(tmp_path / str(stop), Drawing(), seed=77) == whole[stop:]

@@ -283,9 +283,13 @@ def _any(drawn: Iterable[tuple[bool, int]]) -> bool:
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
-    """Return the number of batches of an epoch; None if the loader does not know it."""
+    """Return the number of batches of an epoch; None if the loader does not know it.
+
+    A sampler may draw the order of an epoch to count it, and draws it again in the epoch.
+    """
     try:
-        return len(loader)  # type: ignore[arg-type]
+        with rng.unmoved():
+            return len(loader)  # type: ignore[arg-type]
     except TypeError:
         return None
 

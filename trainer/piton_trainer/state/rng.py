@@ -6,7 +6,8 @@ With them goes what samplers remember: both decide what an epoch that is begun a
 import hashlib
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,20 @@ class RandomNumbers:
             self._own.restore(state.get("own", {}))
         if self._samplers is not None and SAMPLERS in state:
             (self._samplers.restore if has_samplers else self._samplers.keep)(state[SAMPLERS])
+
+
+@contextmanager
+def unmoved() -> Iterator[None]:
+    """Put the generators that belong to nobody back afterwards: what is asked in between is no part of the training."""
+    numpy = sys.modules.get("numpy")
+    python, torchs, numpys = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(torchs)
+        if numpy is not None:
+            numpy.random.set_state(numpys)
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:
