@@ -1,5 +1,7 @@
 """What modules, metrics and callbacks of Lightning keep in attributes of their own, after a resume."""
 
+import os
+import threading
 from collections import defaultdict, deque
 from functools import partialmethod
 from pathlib import Path
@@ -11,6 +13,7 @@ import torchmetrics
 from lightning.pytorch.callbacks import Callback
 from torchmetrics import wrappers
 
+from piton_trainer.integrations import lightning_values
 from piton_trainer.integrations.lightning_checkpoint import Made
 from support import ends, resume
 from support import tiny_lightning as pl
@@ -178,6 +181,126 @@ def test_what_no_checkpoint_can_hold_is_told_of_and_ends_nothing(
     resumed = pl.train(tmp_path, kind=Odd)
     assert (resumed.code, resumed.error) == (0, "")
     assert resumed.trainer.lightning_module.known == {"a", "b", *map(str, range(pl.BATCHES))}
+
+
+class Opening(Callback):  # type: ignore[misc]
+    """It opens its log once, and counts its lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.is_open, self.file, self.number, self.lines = path, False, None, -1, 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if not self.is_open:
+            self.file = self.path.open("a")  # type: ignore[assignment]
+            self.is_open, self.number = True, self.file.fileno()  # type: ignore[attr-defined]
+        self.lines += os.write(self.number, b"line\n") // 5
+
+    def on_fit_end(self, *_: Any) -> None:
+        self.file.close()  # type: ignore[attr-defined]
+
+
+class Rotary(pl.Module):
+    """A table that no checkpoint of Lightning holds, made for the longest batch so far."""
+
+    table: torch.Tensor
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.length = 0
+        self.register_buffer("table", torch.empty(0), persistent=False)
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        if self.length < number:
+            self.table, self.length = torch.arange(number).cos(), number
+        loss: torch.Tensor = super().training_step(batch, number)
+        return loss * (2 + self.table[: self.length].sum())
+
+
+class Bank(pl.Module):
+    """A tensor that is too large, and how many of its rows are filled."""
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.bank, self.rows = torch.zeros(lightning_values.NUMBERS_MAX + 1), 0
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        self.bank[self.rows], self.rows = 1.0, self.rows + 1
+        assert float(self.bank.sum()) == self.rows
+        loss: torch.Tensor = super().training_step(batch, number)
+        return loss
+
+
+class Views(pl.Module):
+    """Attributes that are a weight, and a buffer in a dict; they follow the training."""
+
+    mean: torch.Tensor
+    weight: torch.Tensor
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.register_buffer("mean", torch.zeros(()))
+        self.weight, self.stats = dict(self.named_parameters())["net.0.weight"].data, {"mean": self.mean}
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        loss = super().training_step(batch, number)
+        self.mean += loss.detach()
+        return loss + self.weight.sum() * 0.01 * loss.detach() + self.stats["mean"] * 0
+
+
+@resume.approximate(
+    "Lightning: flags, numbers of files and lengths of large tables in attributes that change once",
+    "they begin as in the script, with what they stand for",
+)
+def test_what_stands_for_an_opened_file_stays_as_the_script_makes_it(tmp_path: Path) -> None:
+    callbacks = {name: Opening(tmp_path / f"{name}.log") for name in ("stopped", "resumed")}
+    assert pl.train(tmp_path / "parts", callbacks=[callbacks["stopped"]], at={7: ends.terminate}).code == 143
+    resumed = pl.train(tmp_path / "parts", callbacks=[callbacks["resumed"]])
+    assert (resumed.code, resumed.error) == (0, "")
+    lines = [(tmp_path / f"{name}.log").read_text().count("line") for name in callbacks]
+    assert sum(lines) == callbacks["resumed"].lines, "a count that goes on comes back"
+
+
+@resume.exact("Lightning: buffers that are not persistent; attributes that are views of weights and buffers")
+@pytest.mark.parametrize("kind", [Rotary, Views])
+def test_tables_and_views_are_what_they_were(kind: type[pl.Module], tmp_path: Path) -> None:
+    whole = pl.train(tmp_path / "whole", kind=kind)
+    assert (whole.code, whole.error) == (0, "")
+    assert pl.train(tmp_path / "parts", kind=kind, at={7: ends.terminate}).code == 143
+    resumed = pl.train(tmp_path / "parts", kind=kind)
+    assert (resumed.code, resumed.error) == (0, "")
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
+
+
+def test_a_count_of_rows_stays_with_rows_that_are_too_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert pl.train(tmp_path, kind=Bank, at={7: ends.terminate}).code == 143
+    resumed = pl.train(tmp_path, kind=Bank)
+    assert (resumed.code, resumed.error) == (0, "")
+    assert "module: bank changed once in the training" in caplog.text
+    assert "so rows begins as the script makes it" in caplog.text
+
+
+class Busy(Callback):  # type: ignore[misc]
+    """What nobody can look at in peace: a row that another thread fills, and what refuses to be looked at."""
+
+    def on_fit_start(self, *_: Any) -> None:
+        self.row: deque[int] = deque(maxlen=50)
+        self.sparse, self.lazy = torch.eye(2).to_sparse(), torch.nn.LazyLinear(3)
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self._fill)
+        self.thread.start()
+
+    def _fill(self) -> None:
+        while not self.is_over.is_set():
+            self.row.append(1)
+
+    def on_fit_end(self, *_: Any) -> None:
+        self.is_over.set()
+        self.thread.join()
+
+
+def test_what_cannot_be_looked_at_ends_nothing(tmp_path: Path) -> None:
+    ran = pl.train(tmp_path, callbacks=[Busy()])
+    assert (ran.code, ran.error) == (0, "")
 
 
 def test_a_checkpoint_of_an_earlier_version_has_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

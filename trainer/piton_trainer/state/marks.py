@@ -18,8 +18,8 @@ _FEW = 64
 _STANDARD_STREAMS = 3
 
 
-class Evidence:
-    """Which values of one object go on changing while its marks, and its parts that no checkpoint holds, stay."""
+class ChangeWatch:
+    """Sees which values of one object go on changing while its marks and its unsaved parts stay."""
 
     def __init__(
         self, made: Mapping[str, Any], token: Callable[[Any], Any], is_same: Callable[[Any, Any], bool]

@@ -21,7 +21,7 @@ from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.built_parts import is_used_up, names_files, names_process, outline
-from piton_trainer.state.marks import Evidence
+from piton_trainer.state.marks import ChangeWatch
 from piton_trainer.state.own_generators import is_generator, parts_in
 from piton_trainer.state.plain_values import (
     copy_of,
@@ -179,7 +179,7 @@ class _Sampler:
         """Attributes that were ever otherwise than the script has made them, in this attempt or before."""
         self._outlines = {key: outline(key, value) for key, value in list(self._own.items()) if not are_seen(value)}
         """Of the parts that no capture holds, as the script has made them."""
-        self._evidence = Evidence(self._made, digest, operator.eq)
+        self._watch = ChangeWatch(self._made, digest, operator.eq)
 
     def capture(self) -> dict[str, Any]:
         own, built = self.look()
@@ -187,7 +187,7 @@ class _Sampler:
         absent = [key for key in self._kept if key not in self._own]
         files = [key for key in found if names_files(own[key])]
         further = {_NEW: self._new(found), _ALIASES: _aliases(found, own), _ABSENT: absent, _BUILT: [*built]}
-        further |= {_FILES: files, _ALONE: [*self._evidence.steady] if built or files else []}
+        further |= {_FILES: files, _ALONE: [*self._watch.steady] if built or files else []}
         return found | {key: value for key, value in further.items() if value}
 
     def look(self) -> tuple[dict[str, Any], list[str]]:
@@ -196,20 +196,20 @@ class _Sampler:
         self._kept |= {key: None for key, value in own.items() if key not in self._kept and self._differs(key, value)}
         built = {key: found for key, found in self._built(own).items() if not is_used_up(self._own[key])}
         seen = {key: own[key] for key in self._kept if key in own and not _is_seed(key)}
-        return own, [*built, *self._evidence.see(seen, built)]
+        return own, [*built, *self._watch.see(seen, built)]
 
     def complete(self, memory: Attributes) -> dict[str, Any]:
         absent = memory.get(_ABSENT, [])
         left = [key for key in self._kept if key not in memory and key not in absent]
         absent = [*absent, *(key for key in left if key not in self._made)]
         found = {**memory, **{key: packed(self._made[key]) for key in left if key in self._made}}
-        alone = [*self._evidence.steady] if memory.get(_BUILT) or memory.get(_FILES) else []
+        alone = [*self._watch.steady] if memory.get(_BUILT) or memory.get(_FILES) else []
         return found | {key: value for key, value in {_ABSENT: absent, _ALONE: alone}.items() if value}
 
     def keep(self, memory: Attributes) -> None:
         saved = [key for key in memory if key not in _WORDS]
         self._kept |= dict.fromkeys([*saved, *memory.get(_ABSENT, ())])
-        self._evidence.steady |= dict.fromkeys(memory.get(_ALONE, ()))
+        self._watch.steady |= dict.fromkeys(memory.get(_ALONE, ()))
 
     def digest(self) -> int:
         return hash(tuple((key, digest(value)) for key, value in list(self._own.items()) if self._are_seen(value)))
