@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch.utils.data import DataLoader
 
 from piton.contract import InputError
+from piton_trainer.state.rng import unmoved
 
 BATCH_SIZE, DATA_LENGTH = "batch_size", "data_length"
 
@@ -81,6 +82,7 @@ def _rows(loader: object) -> int | None:
 
 def _length(owner: Any) -> int | None:
     try:
-        return len(owner)
+        with unmoved():
+            return len(owner)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return None
