@@ -7,7 +7,8 @@ in their name, since a script may draw one. Whatever else there is, of other typ
 if it changes (`unseen_changes`).
 
 A sampler that builds such a part while it runs (`built_parts`) builds it again after a resume. Until it has, what may
-say that it is built stays as the script makes it. What has been seen to change while all such parts stayed is put back.
+say that it is built stays as the script makes it, a flag or the number of a file among it (`marks`). What has been seen
+to change while all such parts stayed is put back.
 
 Data sets and what collates their rows in this process (`row_makers`) have a memory too, as far as it is small.
 """
