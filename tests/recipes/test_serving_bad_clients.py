@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from piton_trainer.serving import server as serving
 from recipes.test_serving import Parrot, health, served
 
 LONG = {"prompt": "a" * 65_536, "maxTokens": 65_536}
+PACKED = gzip.compress(b'{"prompt": "a"}', mtime=0)
 HEAD = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
@@ -141,7 +143,15 @@ async def test_a_request_that_does_not_come_is_refused() -> None:
         (b"[" * 100_000, "", b""),
         (json.dumps({"prompt": "a"}).encode("utf-16"), "", b""),
         (b"nonsense", "Content-Encoding: gzip\r\n", b"cannot be decoded"),
-        (gzip.compress(b'{"prompt": "a"}')[:-15], "Content-Encoding: gzip\r\n", b""),
+        (PACKED[:-15], "Content-Encoding: gzip\r\n", b"cannot be decoded"),
+        (PACKED[:-9], "Content-Encoding: gzip\r\n", b"cannot be decoded"),
+        (PACKED[:-8], "Content-Encoding: gzip\r\n", b"cannot be decoded"),
+        (PACKED[:-1], "Content-Encoding: gzip\r\n", b"cannot be decoded"),
+        (PACKED + b"more", "Content-Encoding: gzip\r\n", b"cannot be decoded"),
+        (zlib.compress(b'{"prompt": "a"}')[:-1], "Content-Encoding: deflate\r\n", b"cannot be decoded"),
+        (zlib.compress(b'{"prompt": "a"}') + b"more", "Content-Encoding: deflate\r\n", b"cannot be decoded"),
+        (zlib.compress(b'{"prompt": "a"}')[2:-5], "Content-Encoding: deflate\r\n", b"cannot be decoded"),
+        (b'{"prompt": "a"}', "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n", b"is not known here"),
         (b"nonsense", "Content-Encoding: deflate\r\n", b"cannot be decoded"),
         (b'{"prompt": "a"}', "Content-Encoding: rot13\r\n", b"is not known here"),
     ],
@@ -155,15 +165,25 @@ async def test_hostile_wishes_and_encodings_are_refused(body: Any, head: str, wo
     assert words in answer
 
 
-async def test_a_wish_that_is_packed_is_answered() -> None:
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", PACKED),
+        ("gzip", gzip.compress(b'{"prompt":') + gzip.compress(b' "a"}')),
+        ("deflate", zlib.compress(b'{"prompt": "a"}')),
+        ("deflate", zlib.compress(b'{"prompt": "a"}')[2:-4]),
+    ],
+)
+async def test_a_wish_that_is_packed_is_answered(encoding: str, body: bytes) -> None:
     async with served(Parrot()) as (_, url):
-        client = ask(url, gzip.compress(b'{"prompt": "a"}'), "Content-Encoding: gzip\r\n")
+        client = ask(url, body, f"Content-Encoding: {encoding}\r\n")
         assert b" 200 " in await said(client)
 
 
-async def test_a_bomb_is_too_long() -> None:
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_bomb_is_too_long(encoding: str, pack: Callable[[bytes], bytes]) -> None:
     async with served(Parrot()) as (_, url):
-        client = ask(url, gzip.compress(b"a" * (1 << 24)), "Content-Encoding: gzip\r\n")
+        client = ask(url, pack(b"a" * (1 << 24)), f"Content-Encoding: {encoding}\r\n")
         assert b" 413 " in await said(client)
 
 

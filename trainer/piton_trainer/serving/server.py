@@ -3,7 +3,7 @@
     POST /generate   {"prompt", "maxTokens", "temperature", "topK", "seed"}
         200 text/event-stream: data: {"token": "t"}, one after the other, and last data: {"done": true, ...}
         400 not a wish, or a text that the model cannot read   408 too slow   413 too long   415 no JSON
-        503 too many at once
+        503 too many answers at once, or too many connections
     GET /health      200 what is served
 
 One thread computes, and requests take turns, a piece each. Nobody is asked who they are: who may talk to the port may
@@ -19,7 +19,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from aiohttp import web
 
 from piton.contract import InputError
 from piton_trainer.recipes import catalog
-from piton_trainer.serving.text_generator import GenerateRequest, TextGenerator
+from piton_trainer.serving.connections import Connections, request_log
+from piton_trainer.serving.text_generator import ENCODINGS, GenerateRequest, TextGenerator, TooLongError, unpack
 from piton_trainer.serving.trained_model import TrainedModel
 
 BODY_BYTES_MAX = 1 << 20
@@ -38,12 +39,9 @@ GRACE_SECONDS = 20.0
 STALL_SECONDS = 20.0
 """A connection is closed when nothing of an answer has left for so long: its client does not read."""
 BODY_SECONDS = 30.0
-"""A request has to be here in this time."""
+"""The head of a request has to arrive in this time, and its body in as much again. The head of the next one, too."""
 _CUT_SECONDS = 1.0
 """Of the grace, the time in which answers that are cut short say so to their clients."""
-_BUFFER_BYTES = 16 * 1024
-"""Of an answer in this process, and in the kernel: with more, a slow client would not be seen to move."""
-_ENCODINGS = ("identity", "gzip", "deflate")
 
 _log = logging.getLogger(__name__)
 
@@ -89,18 +87,26 @@ async def listening(server: "ModelServer", host: str, port: int) -> AsyncIterato
         ValueError: the port cannot be had.
     """
     addresses = resolve(host, port)
-    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=_CUT_SECONDS / 4)
+    runner = web.AppRunner(
+        server.app(),
+        access_log=None,
+        logger=request_log(),
+        shutdown_timeout=_CUT_SECONDS / 4,
+        keepalive_timeout=server.body_seconds,
+        auto_decompress=False,
+    )
     await runner.setup()
-    try:
+    assert runner.server is not None
+    connections = Connections(runner.server, stall_seconds=server.stall_seconds)
+    async with AsyncExitStack() as stack:
+        stack.callback(server.close)
+        stack.callback(connections.abort)
+        stack.push_async_callback(runner.cleanup)
         try:
-            for address in addresses:
-                await web.TCPSite(runner, address, port).start()
+            place = await stack.enter_async_context(connections.listening(addresses, port))
         except OSError as error:
             raise InputError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
-        yield _as_url(*runner.addresses[0][:2])
-    finally:
-        await runner.cleanup()
-        server.close()
+        yield _as_url(*place)
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -153,8 +159,8 @@ class ModelServer:
         self.about = about
         self._text_generator = text_generator
         self._grace_seconds = grace_seconds
-        self._stall_seconds = stall_seconds
-        self._body_seconds = body_seconds
+        self.stall_seconds = stall_seconds
+        self.body_seconds = body_seconds
         self._requests: dict[int, web.Request] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._streams = 0
@@ -191,19 +197,20 @@ class ModelServer:
         """Return what is asked for, or the refusal of it."""
         if request.content_type != "application/json":
             return _refusal(415, "send application/json")
-        if (encoding := request.headers.get("Content-Encoding", "identity").strip().lower()) not in _ENCODINGS:
+        encoding = ", ".join(request.headers.getall("Content-Encoding", ["identity"])).strip().lower()
+        if encoding not in ENCODINGS:
             return _refusal(400, f"Content-Encoding: {encoding!r} is not known here; send it as it is")
         try:
-            async with asyncio.timeout(self._body_seconds):
+            async with asyncio.timeout(self.body_seconds):
                 body = await request.read()
-            generation = GenerateRequest.from_json(body)
+            generation = GenerateRequest.from_json(unpack(body, encoding, BODY_BYTES_MAX))
             self._text_generator.check(generation.prompt)
-        except web.HTTPRequestEntityTooLarge:
+        except (web.HTTPRequestEntityTooLarge, TooLongError):
             return _refusal(413, f"the request is longer than {BODY_BYTES_MAX:,} bytes")
         except TimeoutError:
-            return _refusal(408, f"the request was not here within {self._body_seconds:g} s")
-        except web.RequestPayloadError as error:
-            return _refusal(400, f"the request cannot be decoded: {error}")
+            return _refusal(408, f"the request was not here within {self.body_seconds:g} s")
+        except (web.RequestPayloadError, ConnectionError) as error:  # with the latter nobody hears it any more
+            return _refusal(400, f"the request cannot be decoded: {' '.join(str(error).split())}")
         except ValueError as error:
             return _refusal(400, str(error))
         return generation
@@ -222,8 +229,7 @@ class ModelServer:
 
     async def _answer(self, request: web.Request, generation: GenerateRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        _keep_buffers_small(request)
-        with suppress(ConnectionResetError):  # whoever asked is gone, or does not read
+        with suppress(ConnectionError):  # whoever asked is gone, or does not read
             await self._send(request, response.prepare(request))
             last = await self._tell(request, response, generation)
             await self._send(request, response.write(_event(**last)))
@@ -234,13 +240,13 @@ class ModelServer:
         """Wait for a write as long as it moves.
 
         Raises:
-            ConnectionResetError: the client is gone, or has not read for a while, and its connection is closed.
+            ConnectionError: the client is gone, or has not read for a while, and its connection is closed.
         """
         sending = asyncio.ensure_future(writing)
         try:
             await asyncio.sleep(0)  # it begins
             left = _unsent(request)
-            while not (await asyncio.wait({sending}, timeout=self._stall_seconds))[0]:
+            while not (await asyncio.wait({sending}, timeout=self.stall_seconds))[0]:
                 before, left = left, _unsent(request)
                 if left >= before:
                     _abort(request)
@@ -259,7 +265,7 @@ class ModelServer:
             while not self._is_cut and (piece := await loop.run_in_executor(self._thread, _next, pieces)) is not None:
                 await self._send(request, response.write(_event(token=piece)))
                 count += 1
-        except ConnectionResetError:
+        except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - torch's: out of memory, say
             _log.exception("an answer failed")
@@ -283,13 +289,6 @@ class ModelServer:
     async def _wait_until_idle(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
-
-
-def _keep_buffers_small(request: web.Request) -> None:
-    if (transport := request.transport) is not None:
-        transport.set_write_buffer_limits(high=_BUFFER_BYTES)
-        with suppress(OSError):
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
 
 
 def _unsent(request: web.Request) -> int:

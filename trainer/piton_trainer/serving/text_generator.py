@@ -1,6 +1,9 @@
 """The interface between an HTTP server and a trained model that generates text."""
 
+import gzip
+import io
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, Self
 
@@ -9,6 +12,8 @@ from pydantic.alias_generators import to_camel
 
 from piton.contract import InputError
 
+ENCODINGS = ("identity", "gzip", "deflate")
+"""Of the body of a request."""
 _SEEDS = 2**32
 _TEMPERATURE_MIN = 0.001
 """Below it, logits that are divided by it are no finite numbers any more."""
@@ -58,6 +63,43 @@ class GenerateRequest(BaseModel):
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"]) or "body"
             raise InputError(f"{field}: {problem['msg']}") from error
+
+
+class TooLongError(Exception):
+    """The body is longer than it may be."""
+
+
+def unpack(body: bytes, encoding: str, most: int) -> bytes:
+    """Return the body without its encoding. aiohttp would take a body of gzip that is cut for a whole one.
+
+    Raises:
+        TooLongError: it has more than `most` bytes.
+        ValueError: it is damaged or cut.
+    """
+    try:
+        content = {"gzip": _gunzip, "deflate": _inflate}[encoding](body, most + 1) if encoding != "identity" else body
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"the request cannot be decoded: it is cut, or no {encoding} ({error})") from error
+    if len(content) > most:
+        raise TooLongError
+    return content
+
+
+def _gunzip(body: bytes, most: int) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(body)) as stream:
+        return stream.read(most)
+
+
+def _inflate(body: bytes, most: int) -> bytes:
+    """Read zlib, or deflate without a header, which some clients send by the same name."""
+    is_zlib = body[:1] != b"" and body[0] & 0x0F == zlib.DEFLATED
+    stream = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+    content = stream.decompress(body, most)
+    if len(content) < most and not stream.eof:
+        raise EOFError("its end is missing")
+    if stream.unused_data:
+        raise EOFError("there is something after its end")
+    return content
 
 
 class TextGenerator(Protocol):
