@@ -1,8 +1,9 @@
-"""A file is read once, so that a pipe will do; and empty documents are passed over."""
+"""A file is read once, so that a pipe will do; empty documents are passed over; what is no text is one sentence."""
 
 import io
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli.conftest import Piton
+from cli.conftest import Piton, Result
 from cli.test_sweep_command import write
 from local.helpers import fake_parts, write_manifest
 
@@ -85,3 +86,50 @@ def test_nothing_but_empty_documents_is_no_run(parts: str, piton: Piton) -> None
 def test_results_are_read_from_a_pipe(piton: Piton) -> None:
     with piped(json.dumps({"kind": "TrainingSweep", "status": {}})) as file:
         assert piton("results", file).code == 0
+
+
+READERS = [("validate",), ("plan", "--json"), ("run", "--quiet"), ("preflight", "--quiet"), ("results",)]
+
+
+def assert_one_sentence(result: Result, words: str) -> None:
+    assert result.code == 2, result.err
+    assert result.err.startswith("piton: ")
+    assert result.err.count("\n") == 1
+    assert words in result.err
+
+
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
+@pytest.mark.parametrize("kind", ["closed", "not open for reading", "a folder", "no text"])
+def test_stdin_that_cannot_be_read_is_one_sentence(
+    kind: str, command: tuple[str, ...], piton: Piton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(b"{\xff\xfe")
+    flags = os.O_WRONLY | os.O_CREAT if kind == "not open for reading" else os.O_RDONLY
+    number = os.open({"a folder": ".", "no text": "binary"}.get(kind, "file"), flags | os.O_CREAT * (kind == "closed"))
+    stdin = None if kind == "closed" else SimpleNamespace(buffer=SimpleNamespace(read=lambda: os.read(number, 99)))
+    monkeypatch.setattr("sys.stdin", stdin)
+    words = {"closed": "stdin is closed", "no text": "- is no text"}.get(kind, "- cannot be read")
+    try:
+        assert_one_sentence(piton(command[0], "-", *command[1:]), words)
+    finally:
+        os.close(number)
+
+
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
+@pytest.mark.parametrize(
+    "name", ["folder.yaml", "socket", "socket.json", "binary", "binary.json", "nothing", "/dev/fd/77"]
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    name: str, command: tuple[str, ...], piton: Piton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    for binary in ("binary", "binary.json"):
+        (tmp_path / binary).write_bytes(b"{\xff\xfe")
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+        one.bind("socket")
+        two.bind("socket.json")
+        result = piton(command[0], name, *command[1:])
+    of_sweep = command[0] == "results" and name == "folder.yaml"
+    assert_one_sentence(result, "holds no sweep" if of_sweep else "no text" if "binary" in name else "cannot be read")

@@ -4,6 +4,7 @@ import io
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,7 +251,7 @@ def test_results_of_what_is_no_sweep_are_refused(
     text: str, words: str, tmp_path: Path, piton: Piton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
 
     for found in (piton("results", "-"), piton("results", tmp_path / "sweep.json")):
         assert (found.code, found.out) == (2, "")
@@ -265,7 +266,7 @@ def test_results_are_read_from_what_kubectl_prints(
     status = json.loads((tmp_path / "sweep/sweep.json").read_text())["status"]
     document = json.dumps({"kind": "TrainingSweep", "status": status})
 
-    monkeypatch.setattr("sys.stdin", io.StringIO(document))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(document.encode())))
     piped = piton("results", "-", "--format", "markdown")
     local = piton("results", file, "--dir", tmp_path / "sweep", "--format", "markdown")
     monkeypatch.chdir(tmp_path)

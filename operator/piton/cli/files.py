@@ -119,14 +119,29 @@ def read_any(path: Path) -> Parsed | ParsedSweep:
     return parse_sweep_file(document, now=now) if is_sweep else parse_file(document, now=now)
 
 
-def _document(path: Path) -> object:
-    """Return the document of a file. Call it once for each file: what comes through a pipe can be read once."""
+def read_text(path: Path, what: str = names.KIND) -> str:
+    """Return the text of a file, or of stdin for `-`.
+
+    Raises:
+        InputError: it cannot be read, or is no text.
+    """
     try:
-        text = (sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()).decode()
+        return (_read_stdin(what) if str(path) == STDIN else path.read_bytes()).decode()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); name the file of a TrainingRun") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); name the file of a {what}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text (byte {error.start} is not UTF-8)") from error
+
+
+def _read_stdin(what: str) -> bytes:
+    if sys.stdin is None:  # it was closed before the program began
+        raise InputError(f"{STDIN} cannot be read (stdin is closed); pipe a {what} into the command, or name its file")
+    return sys.stdin.buffer.read()
+
+
+def _document(path: Path) -> object:
+    """Return the document of a file. Call it once for each file: what comes through a pipe can be read once."""
+    text = read_text(path)
     try:
         found = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:

@@ -1,9 +1,7 @@
 """`piton run` of a sweep, and `piton results`: from arguments to an order, and to tables."""
 
-import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -150,7 +148,7 @@ def _close(ending: SweepEnding) -> None:
 
 def results(place: str, *, form: str, folder: Path | None) -> int:
     """Print the table of a sweep: of its folder, name or file, or of the object on stdin."""
-    status = _piped(sys.stdin.read) if place == files.STDIN else _local(Path(place), folder)
+    status = _piped(Path(place)) if place == files.STDIN else _local(Path(place), folder)
     click.echo(render(status, Format(form)), nl=False)
     return 0
 
@@ -160,8 +158,7 @@ def _local(place: Path, folder: Path | None) -> SweepStatus:
     if place.is_dir() or (not place.exists() and named.is_dir()):
         return _of_folder(place if place.is_dir() else named)
     if place.suffix == ".json" or place.is_fifo() or place.is_char_device():
-        with contextlib.suppress(OSError):
-            return _piped(lambda: place.read_text(encoding="utf-8"))
+        return _piped(place)
     found = files.read_any(place)
     if not isinstance(found, ParsedSweep):
         raise InputError(f"{place} holds a TrainingRun; results are of a TrainingSweep")
@@ -175,11 +172,12 @@ def _of_folder(root: Path) -> SweepStatus:
     return state.status
 
 
-def _piped(read: Callable[[], str]) -> SweepStatus:
+def _piped(place: Path) -> SweepStatus:
     """Return the object as `kubectl get tsweep NAME -o json` prints it."""
     wanted = "pipe kubectl get tsweep NAME -o json here"
+    text = files.read_text(place, names.SWEEP_KIND)
     try:
-        document = json.loads(read())
+        document = json.loads(text)
         kind, found = document.get("kind", names.SWEEP_KIND), SweepStatus.read(document["status"])
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise InputError(f"that is no TrainingSweep with a status; {wanted}") from error
