@@ -2,7 +2,7 @@
 
 import pytest
 
-from piton.core.start_words import Blame, blame, is_about_image, tells_no_cause
+from piton.core.start_words import Blame, blame, is_about_image, names_node, tells_no_cause
 
 RUNC = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
 INIT = f"StartError: {RUNC}unable to start container process: error during container init: "
@@ -100,7 +100,6 @@ def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> Non
         'ImagePullBackOff: Back-off pulling image "ghcr.io/x/y:1"',
         f"{INIT}container init was OOM-killed (memory limit too low?)",
         "CreateContainerError: unable to find user app: no matching entries in passwd file",
-        "StartError",
         f'{INIT}exec: "/train.sh": stat /train.sh: no such file or directory: unknown',
         f'{INIT}exec: "/data": is a directory: unknown',
         'CreateContainerError: failed to generate container "p" spec: failed to generate spec: no command specified',
@@ -111,8 +110,101 @@ def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> Non
         f'{INIT}exec: "/usr/bin/python": exec format error',
     ],
 )
-def test_what_nobody_recognizes_depends_on_what_has_run(words: str) -> None:
+def test_what_a_program_or_its_image_has_wrong_depends_on_what_has_run(words: str) -> None:
     assert blame(words) is Blame.UNPROVEN
+
+
+NOBODY_KNOWS = [
+    "StartError",
+    "StartError: ",
+    "StartError: exit status 255: unknown",
+    "StartError: something that nobody has seen yet",
+    "CreateContainerError: rpc error: code = Unknown desc = ",
+    'StartError: failed to start containerd task "pytorch": cannot start a stopped process: unknown',
+    "StartError: OCI runtime create failed: runc did not terminate successfully: signal: killed: unknown",
+    "StartError: OCI runtime create failed: runc did not terminate successfully: exit status 1: unknown",
+    "StartError: OCI runtime create failed: runc did not terminate successfully: exit status 2: fatal error: newosproc",
+    "StartError: error constructing low-level runtime: no runtime binary found from candidate list [runc crun]",
+    f"{INIT}error jailing process inside rootfs: pivot_root .: invalid argument: unknown",
+    f"{INIT}error closing exec fds: get handle to /proc/thread-self/fd: unsafe procfs detected: openat2: invalid cross",
+    f"{INIT}failed to set /proc/self/oom_score_adj: permission denied",
+    f"{INIT}mkdir /run/nvidia/driver: read-only file system",
+    "StartError: hcs::CreateComputeSystem: The operating system does not match the host operating system.",
+    "CreateContainerError: error reserving ctr name k8s_pytorch_ragcun-1-master-0_team_0 for id 0a: name is reserved",
+    'CreateContainerError: failed to set removing state for container "x": container is already in removing state',
+    "CreateContainerError: relabel failed /var/lib/kubelet/pods/x: lsetxattr: operation not supported",
+    "CreateContainerConfigError: host IP unknown; known addresses: []",
+    "CreateContainerConfigError: Node is not yet ready",
+    "CreateContainerConfigError: stat /mnt/data: no such file or directory",
+    'RunContainerError: failed to set starting state for container "0a1b": it is in CONTAINER_EXITED state',
+    "RunContainerError: cannot start container x: container x is in exited state",
+    "RunContainerError: failed to update container resources",
+    f'{INIT}exec: "python": input/output error: unknown',
+    f"StartError: {RUNC}exec /usr/bin/python: too many open files",
+]
+
+
+@pytest.mark.parametrize("words", NOBODY_KNOWS)
+def test_what_says_nothing_of_the_run_is_the_clusters(words: str) -> None:
+    assert blame(words, "python") is Blame.CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (f"StartError: {RUNC}exec user process caused: exec format error", "python"),
+        (f'{INIT}exec: "run.sh": cannot run executable found relative to current directory', "run.sh"),
+        (f'{INIT}exec: "/app/run": text file busy: unknown', "/app/run"),
+        (f"{INIT}exec /app/run: invalid argument: unknown", "/app/run"),
+        (f"StartError: {RUNC}{_missing('nvidia-container-toolkit-run')}", "nvidia-container-toolkit-run"),
+        (f"StartError: {RUNC}{_missing('/opt/conmon')}", "/opt/conmon"),
+        ("StartError: Creating container process caused: executable 'torchrun' for container not found", "torchrun"),
+        ("StartError: youki: executable 'torchrun' not found in $PATH", "torchrun"),
+        ('StartError: failed to create process: finding executable "torchrun": no such file or directory', "torchrun"),
+        ("StartError: failed to create process: failed to load /app/run: exec format error", "/app/run"),
+        ("StartError: failed to create shim task: the file torchrun was not found: unknown", "torchrun"),
+        ("StartError: crun: exec container process (missing dynamic library?) `/app/t`: No such file", "/app/t"),
+        ('CreateContainerError: msg="runc create failed: exec: \\"pyhton\\": executable file not found"', "pyhton"),
+        ('ContainerCannotRun: caused "exec: \\\\\\"/w\\\\\\": stat /w: no such file or directory"', "/w"),
+        (f"StartError: {RUNC}exec /bin/sh: argument list too long: unknown", "/app/run"),
+        (f"{INIT}mkdir /workspace: permission denied: unknown", "python"),
+        (f"{INIT}mkdir /workspace/x: read-only file system: unknown", "python"),
+        ("StartError: crun: chdir to `/workspace`: No such file or directory", "python"),
+        (f"{NO_CONTAINER}mount image config: user: unknown userid foo", "python"),
+        (f"{NO_CONTAINER}failed to generate spec: no users found", "python"),
+        (f"{NO_CONTAINER}unable to find group users: no matching entries in group file", "python"),
+        ("CreateContainerError: set memory limit 4000000 too low; should be at least 12582912 bytes", "python"),
+        ("CreateContainerError: Error response from daemon: Minimum memory limit allowed is 6MB", "python"),
+        ("CreateContainerError: unknown capability to drop: CAP_NOPE", "python"),
+        ("CreateContainerConfigError: container's runAsUser breaks non-root policy (pod: x, container: y)", "python"),
+        ('CreateContainerConfigError: missing value for "NAME"', "python"),
+        ('CreateContainerConfigError: subPath "../x" must not contain ".."', "python"),
+        ("CreateContainerConfigError: unsupported fieldPath: status.x", "python"),
+        (
+            'CreateContainerConfigError: secrets "s3" is forbidden: no relationship found between node and this',
+            "python",
+        ),
+    ],
+)
+def test_each_runtime_has_words_of_its_own_for_what_a_run_has_wrong(words: str, program: str) -> None:
+    assert blame(words, program) is Blame.UNPROVEN
+
+
+@pytest.mark.parametrize("words", NOBODY_KNOWS[:5])
+def test_words_that_nobody_knows_name_no_node(words: str) -> None:
+    assert not names_node(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{INIT}error running prestart hook #0: exit status 1",
+        f"{NO_CONTAINER}failed to mount: no such device",
+        "RunContainerError: context canceled",
+    ],
+)
+def test_words_of_a_part_of_the_node_name_it(words: str) -> None:
+    assert names_node(words)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +222,7 @@ def test_what_nobody_recognizes_depends_on_what_has_run(words: str) -> None:
         (f"StartError: {RUNC}{_missing('/usr/sbin/newuidmap')}", "python", Blame.CLUSTER),
         ("CreateContainerError: executable file `newuidmap` not found in $PATH", "python", Blame.CLUSTER),
         (f"{NO_CONTAINER}{_missing('apparmor_parser')}", None, Blame.UNPROVEN),
+        ('StartError: finding executable "gofer": no such file or directory', "python", Blame.CLUSTER),
         (f"{INIT}{_missing('python train.py')}: unknown", "python train.py", Blame.UNPROVEN),
         ("StartError: crun: executable file `python -m app` not found in $PATH", "python -m app", Blame.UNPROVEN),
         (f'{INIT}exec: "/opt/an app/t": stat /opt/an app/t: no such file', "/opt/an app/t", Blame.UNPROVEN),
@@ -217,6 +310,51 @@ def test_an_image_that_the_node_cannot_fetch_or_store_is_no_wrong_name(words: st
 )
 def test_a_wrong_name_stays_the_images_whatever_words_are_in_it(words: str) -> None:
     assert blame(words) is Blame.IMAGE
+
+
+CHOOSES = "ErrImagePull: choosing an image from manifest list docker://x/y:1: "
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+HELM = "application/vnd.cncf.helm.config.v1+json"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f'{CHOOSES}no image found in image index for architecture "amd64", variant "", OS "linux"',
+        f'{CHOOSES}no image found in manifest list for architecture amd64, variant "", OS linux',
+        f"{PULLS}no match for platform in manifest sha256:0a1b: not found",
+        f"{PULLS}failed to unpack image on snapshotter overlayfs: no match for platform in manifest: not found",
+        f"{DAEMON}no matching manifest for linux/amd64 in the manifest list entries",
+        f'{DAEMON}image operating system "windows" cannot be used on this platform',
+        f'{PULLS}media type "{SCHEMA_1}" is no longer supported since containerd v2.1, please rebuild the image',
+        f"{PULLS}docker schema 1 images are not supported",
+        f"{DAEMON}Docker Image manifest version 2, schema 1 support is disabled by default",
+        f"{PULLS}failed to unpack image on snapshotter overlayfs: mismatched image rootfs and manifest layers",
+        f'ErrImagePull: image configuration: unsupported image-specific operation on artifact with type "{HELM}"',
+        f'{DAEMON}Encountered remote "{HELM}"(helm chart) when fetching',
+        f"{PULLS}encountered unknown type {HELM}; children may not be fetched",
+        "ErrImagePull: unsupported manifest media type and digest",
+        'ErrImagePull: short-name "y:1" did not resolve to an alias and no unqualified-search registries are defined',
+        "SignatureValidationFailed: image pull failed for x because the signature validation failed",
+        "SignatureValidationFailed",
+        "ErrImagePull: SignatureValidationFailed: Source image rejected: A signature was required, but none exists",
+    ],
+)
+def test_an_image_that_no_such_node_can_run_or_may_run_is_the_images(words: str) -> None:
+    assert blame(words) is Blame.IMAGE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "SignatureValidationFailed: fetching signature: unexpected status: 503 Service Unavailable",
+        "ErrImagePull: SignatureValidationFailed: reading signatures: dial tcp 10.0.0.1:443: i/o timeout",
+        f"{PULLS}unexpected status from HEAD request to https://x/v2/y: 415 Unsupported Media Type",
+        f"{CHOOSES}reading manifest sha256:0a: received unexpected HTTP status: 502 Bad Gateway",
+    ],
+)
+def test_a_registry_that_does_not_answer_for_a_signature_or_a_list_is_waited_for(words: str) -> None:
+    assert blame(words) is Blame.CLUSTER
 
 
 @pytest.mark.parametrize(

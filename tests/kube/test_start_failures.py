@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 
-from piton.api.conditions import WAITING
+from piton.api.conditions import STALLED, WAITING
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
+from piton.timing import Timing
 from support.apiserver import EVENTS, PODS
 from support.builders import a_manifest
-from support.cluster import Disrupted, Ends, Reports, Runs, Waits
-from support.pilot import Pilot
+from support.cluster import Cluster, Disrupted, Ends, Reports, Runs, Waits
+from support.pilot import Pilot, a_pilot
 
 OCI = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
 NVIDIA = (
@@ -20,6 +21,12 @@ NVIDIA = (
     "1, stdout: , stderr: Auto-detected mode as 'legacy'\nnvidia-container-cli: initialization error: nvml error"
 )
 MOUNT = f'{OCI}error mounting "/etc/hostname" to rootfs at "/usr": not a directory'
+NOBODY_KNOWS = (
+    'failed to start containerd task "pytorch": cannot start a stopped process: unknown',
+    "OCI runtime create failed: runc did not terminate successfully: signal: killed: unknown",
+    "exit status 255: unknown",
+    "",
+)
 LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 20Mi. "
 EVICTED = f"{LOW}Container pytorch was using 412000Ki, request is 0, has larger consumption of memory. "
 UNAVAILABLE = (
@@ -132,7 +139,18 @@ async def first(pilot: Pilot, fate: Any, *, seconds: float) -> RunStatus:
     return pilot.status()
 
 
-@pytest.mark.parametrize("message", [GONE, "401 Unauthorized", "pull access denied: insufficient_scope"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        GONE,
+        "401 Unauthorized",
+        "pull access denied: insufficient_scope",
+        'choosing an image from manifest list docker://x/y:1: no image found in image index for architecture "amd64"',
+        'media type "application/vnd.docker.distribution.manifest.v1+json" is no longer supported since containerd',
+        "SignatureValidationFailed: Source image rejected: A signature was required, but no signature exists",
+    ],
+    ids=["404", "401", "denied", "architecture", "schema 1", "signature"],
+)
 async def test_before_it_has_run_a_wrong_name_or_a_refusal_fails_fast(pilot: Pilot, message: str) -> None:
     status = await first(pilot, Waits(reason="ErrImagePull", message=message), seconds=400)
 
@@ -159,8 +177,11 @@ async def test_a_cause_that_only_an_event_tells_is_read(pilot: Pilot, cause: str
         Waits(reason="ErrImagePull", message='Head "https://x/v2/": dial tcp: lookup x on 10.0.0.2:53: no such host'),
         Waits(reason="ErrImagePull", message="toomanyrequests: You have reached your pull rate limit"),
         start_error(NVIDIA),
+        *map(start_error, NOBODY_KNOWS),
+        Waits(reason="CreateContainerError", message="error reserving ctr name k8s_x for id 0a: name is reserved"),
+        Waits(reason="RunContainerError", message='container "0a1b" is in CONTAINER_EXITED state'),
+        Waits(reason="CreateContainerConfigError", message="host IP unknown; known addresses: []"),
     ],
-    ids=["503", "time-out", "DNS", "429", "NVIDIA"],
 )
 async def test_before_it_has_run_trouble_of_registry_and_node_is_waited_for(pilot: Pilot, fate: Any) -> None:
     status = await first(pilot, fate, seconds=1000)
@@ -169,6 +190,55 @@ async def test_before_it_has_run_trouble_of_registry_and_node_is_waited_for(pilo
     pilot.cluster.script = {}
     await pilot.until(lambda: pilot.status().phase is Phase.SUCCEEDED, turns=400)
     assert (pilot.status().failures, pilot.status().preemptions) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fate", "held_seconds"),
+    [
+        (start_error("exit status 255: unknown"), 60),
+        (start_error("a field of the spec that no runtime has ever complained of"), 60),
+        (Waits(reason="CreateContainerError", message="something that nobody has seen yet"), 360),
+    ],
+    ids=["no words", "unknown words", "it waits"],
+)
+async def test_a_start_that_never_works_for_reasons_nobody_knows_is_told_and_pays_for_few_minutes(
+    pilot: Pilot, fate: Any, held_seconds: float
+) -> None:
+    """It is not the user's fault for certain, so it does not end the run: the back-off and limits.stalled bound it."""
+    pilot.cluster.script = dict.fromkeys(range(1, 40), fate)
+    await pilot.cluster.apply(a_manifest(limits={"stalled": "4h"}))
+    paid = untold = longest = 0
+    for _ in range(900):
+        await pilot.turn(30)
+        status = pilot.status()
+        if status.phase is Phase.SUSPENDED:
+            break
+        is_paid = any(
+            pod["spec"].get("nodeName") and pod["status"].get("phase") != "Failed" for pod in pilot.server.all(PODS)
+        )
+        is_told = status.is_true(WAITING) or status.is_true(STALLED)
+        paid += 30 * is_paid
+        untold = 0 if is_told or not is_paid else untold + 30
+        longest = max(longest, untold)
+    assert (status.phase, status.failures) == (Phase.SUSPENDED, 0)
+    assert longest < 120
+    assert 5 < status.attempt <= 12
+    assert paid <= status.attempt * held_seconds
+    assert "look at the image and the command" in str(status.condition(STALLED))
+
+
+@pytest.mark.parametrize(("words", "is_tainted"), [("exit status 255: unknown", False), (NVIDIA, True)])
+async def test_words_that_nobody_knows_taint_no_node_before_the_program_has_run(
+    cluster: Cluster, words: str, is_tainted: bool
+) -> None:
+    async with a_pilot(cluster, timing=Timing(device_taint_seconds=86400)) as pilot:
+        cluster.script[1] = start_error(words)
+        await cluster.apply(a_manifest())
+        await pilot.until(lambda: any(record.ended_time for record in pilot.status().attempts))
+        told = [e["message"] for e in pilot.server.all(EVENTS) if "did not start" in e["message"]]
+
+    assert len(told) == 1
+    assert ("it gets the taint" in told[0]) is is_tainted
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class Reason(OpenEnum):
     NODE_REFUSED = "NodeRefused"
     """The kubelet of its node did not accept a pod: no healthy device, no room after all, a node that just started."""
     START_FAILED = "StartFailed"
-    """A node or its container runtime could not start a container, though its image and its command are right."""
+    """A node or its container runtime could not start a container, and nothing that it says is about the run."""
     INIT_CONTAINER_FAILED = "InitContainerFailed"
     """An init container failed that a webhook or the job's controller had added to the pod."""
     GANG_INCOMPLETE = "GangIncomplete"

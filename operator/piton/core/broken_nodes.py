@@ -13,10 +13,12 @@ from piton.contract import names
 from piton.contract.devices import names_own_broken_device
 from piton.contract.duration import format_duration
 from piton.contract.termination import Outcome
+from piton.core import programs
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision, TaintNode
 from piton.core.evidence import Judgement
 from piton.core.start_verdicts import find_unstartable
+from piton.core.start_words import names_node
 from piton.core.verdict import NEVER
 from piton.core.wait_reasons import find_hindrance
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
@@ -66,7 +68,8 @@ def tainted(context: Context, judgement: Judgement) -> tuple[TaintNode, ...]:
 def with_accused_start(context: Context, decision: Decision, judgement: Judgement) -> Decision:
     """The decision with an Event on the node that starts no containers, and a taint where Piton may put one.
 
-    Nothing is tainted for a silence, nor after another attempt that ended so: then it is hardly the node.
+    Nothing is tainted for a silence, nor for words that may be about the run, nor after another attempt that ended so:
+    then it is hardly the node.
     """
     replica = _find_unstarted(context.seen, judgement)
     if replica is None or replica.node is None:
@@ -74,7 +77,8 @@ def with_accused_start(context: Context, decision: Decision, judgement: Judgemen
     words = _short(judgement.message.partition("cannot start: ")[2] or judgement.message)
     seconds = context.timing.device_taint_seconds
     taints: tuple[TaintNode, ...] = ()
-    if seconds is not None and judgement.reason in STARTS_NOTHING and not _ended_so_before(context):
+    is_known = judgement.reason is not Reason.START_FAILED or _is_the_nodes(context, replica)
+    if seconds is not None and judgement.reason in STARTS_NOTHING and is_known and not _ended_so_before(context):
         until = context.now + timedelta(seconds=seconds)
         taints = (TaintNode(node=replica.node, value=_value(context), until=until, reason=judgement.reason),)
     away = _what_keeps_pods_away(context, replica, is_tainted=bool(taints))
@@ -101,6 +105,11 @@ def _find_unstarted(seen: AttemptSeen | None, judgement: Judgement) -> ReplicaSe
         return find_stuck(seen) if not any(r.exit_code for r in seen.replicas) else None
     judged = find_unstartable(seen)
     return judged if judged and judged.node and not judged.node_gone else None
+
+
+def _is_the_nodes(context: Context, replica: ReplicaSeen) -> bool:
+    """True if the program has run, or the words name a part of the node. Words that nobody knows may be of the run."""
+    return programs.program_has_run(context.status) or names_node(replica.waiting or "")
 
 
 def _ended_so_before(context: Context) -> bool:

@@ -33,7 +33,8 @@ _HELP: Mapping[Reason, str] = {
     Reason.HUNG: "read the stacks in .hangs on the checkpoint volume; raise limits.hangTimeout if steps take so long",
     Reason.NODE_REFUSED: "cordon the node if it is always the same; look at its kubelet's log and device plugin",
     Reason.IMAGE_PULL_FAILED: "look at the registry, and at its credentials (imagePullSecrets of the service account)",
-    Reason.START_FAILED: "cordon the node if it is always the same; look at its container runtime's log",
+    Reason.START_FAILED: "cordon the node if it is always the same, and look at its container runtime's log; if other "
+    "nodes say the same, look at the image and the command",
     Reason.SANDBOX_FAILED: "cordon the node if it is always the same; look at its network plugin (CNI)",
     Reason.INIT_CONTAINER_FAILED: "look at the log of that init container, and at the webhook that adds it",
     Reason.STOPPED_EARLY: "look at the clock of its node, and at the webhooks and policies that shape pods",

@@ -1,7 +1,7 @@
 """Find out, by the words of kubelet and container runtime, whose fault it is that a container does not start. Pure.
 
-Words of Kubernetes 1.20 to 1.37, containerd 1.6 to 2, CRI-O 1.2x to 1.3x, runc and crun. What is not recognized blames
-the program until it has run once in this run, and the cluster afterwards.
+Words of Kubernetes 1.20 to 1.37, containerd 1.6 to 2, CRI-O 1.2x to 1.3x, runc, crun, youki, gVisor and Kata. What
+is not recognized blames the cluster: a node can fail in any words, a program or an image only in the few listed here.
 
 Registry, node and runtime often fail in the words of a user's fault (`not found`, `permission denied`), so the thing of
 which they are said counts first.
@@ -49,27 +49,52 @@ class Blame(Enum):
     PROGRAM = "the user, also after it has run: a Secret that does not exist"
     IMAGE = "the user, if the image has never run in this run: a wrong name, or a registry that refuses"
     UNPROVEN = "the user, if this program has never run in this run"
-    CLUSTER = "the registry, the node or its container runtime"
+    CLUSTER = "the registry, the node or its container runtime, or nobody knows"
 
 
 _RUNTIMES_OWN = (
     r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec |nvidia-(container|ctk)|nvml"
     r"|libnvidia|CDI device|/dev/nvidia|shim( task)?: (start failed: )?exec: "
-    r"|exec: \"([^\"]*/)?(containerd-shim[^\"/]*|kata-(runtime|shim)|qemu-[^\"/]*|runsc|runc|crun|youki|conmon)\""
+    r"|exec: \\*\"([^\"]*/)?(containerd-shim[^\"/]*|kata-(runtime|shim)|qemu-[^\"/]*|runsc|runc|crun|youki|conmon)\\*\""
 )
 """Programs of the container runtime that fail. Their words are often those of a program that does not exist."""
-_EXEC = r"(exec: \"[^\"]*\": (stat .*?: )?|exec (/[^:]*|[^\s:]+): )"
-_NO_COMMAND = (
-    rf"executable file .*not found|{_EXEC}permission denied|open executable: permission denied|finding executable"
+_NOT_THE_PROGRAM = r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec "
+"""What they say where they fail themselves, whatever the program of the container is called."""
+_EXEC = r"(\bexec: \\*\"[^\"]*\": (stat .*?: )?|\bexec (/[^:]*|[^\s:]+): )"
+_EXEC_FAILS = (
+    rf"{_EXEC}(executable file|not found|no such file|permission denied|operation not permitted|exec format"
+    r"|is a directory|not a directory|text file busy|invalid argument|file ?name too long|too many (levels|symbolic)"
+    r"|no command|cannot run executable)|executable file .*not found|executable '[^']*'.* not found"
+    r"|the file \S+ was not found"
+    r"|open executable: (permission denied|no such file)|finding executable|exec format error|exec container process"
+    r"|exec user process caused|failed to load /[^:]*: (no such|exec format|permission denied|not a dir|is a dir)"
 )
-_PROGRAM_NAMED = re.compile(r"\bexec(?:: |utable file )(?:\"([^\"]+)\"|`([^`]+)`)|\bexec (/[^:]+): ", re.IGNORECASE)
+"""A program that does not exist, or cannot be executed."""
+_PROGRAM_NAMED = re.compile(
+    r"\bexec(?:: |utable file )(?:\\*\"([^\"]+?)\\*\"|`([^`]+)`)|\bexec (/[^:]+): "
+    r"|exec container process [^`]*`([^`]+)`|\bexecutable [\"']([^\"']+)[\"']|the file (\S+) was not found",
+    re.IGNORECASE,
+)
 """In quotes it may have any characters: `python train.py` is one program if a user wrote it as one word."""
-_NO_SUCH_KEY = r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
-_WRONG_IMAGE = (
-    rf"{_EXEC}(is a directory|not a directory|no such file|exec format)|no command specified"
-    r"|runAsNonRoot|non-root|non-numeric user|unable to find (user|group)"
+_NO_SUCH_KEY = (
+    r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
+    r"|environment variable key .* not found"
 )
-"""Errors of a program or its image, and also of a node: one of another architecture, or with a broken copy of it."""
+_CANNOT_ENTER = (
+    r"(permission denied|operation not permitted|no such file|not a directory|file exists|read-only file system)"
+)
+_WRONG_SETTING = (
+    r"no command specified|runAsNonRoot|non-root|non-numeric user|unable to find (user|group)|no (users|groups) found"
+    r"|unknown (user|group) ?(id|name)|no matching entries in (passwd|group)|invalid USER value|uids and gids must be"
+    r"|current working directory|working directory .*invalid|outside of container root|memory limit|OOM-killed"
+    r"|invalid environment variable|argument list too long|\bsubPath\S* .*must not|missing value for \""
+    r"|invalid fieldPath|unsupported (fieldPath|container resource)|unknown capability"
+    r"|(secrets|configmaps) \"[^\"]*\" is forbidden"
+    r"|no match(ing manifest)? for "
+)
+"""What else a run or its image can have wrong: its user, its memory, its environment."""
+_WRONG_FOLDER = rf"\bchdir\b.*{_CANNOT_ENTER}|container init: mkdir \"?/[^:]*: {_CANNOT_ENTER}"
+"""The working directory of the image is missing, or its user may not enter it."""
 _NODE_OR_RUNTIME = (
     r"is reserved for|failed to reserve|deadline exceeded|timed? ?out|ttrpc|containerd-shim|connection (refused|reset)"
     r"|no space left|too many open files|temporarily unavailable|cannot allocate memory|read-only file system"
@@ -105,8 +130,17 @@ _REGISTRY_IS_DOWN = (
     r"|\b(429|5\d\d) [A-Z]|status( code)?:? (429|5\d\d)\b"
 )
 _BAD_REFERENCE = r"invalid reference|couldn't parse image"
-_WRONG_KIND = r"unexpected media type application/"
-"""The name of a chart or of another artifact, which no node can unpack."""
+_WRONG_KIND = (
+    r"(unexpected|unsupported|unknown) (media ?)?type \"?application/|encountered remote \"application/"
+    r"|(?<!415 )(unsupported|unimplemented) ((docker )?config |manifest |image )?(schema|mime|media)[ -]?(type|version)"
+    r"|image-specific operation on artifact|mismatched image rootfs|no longer supported since containerd"
+    r"|schema ?(version )?1\b[^:]*\b(not|no longer|disabled|deprecat|unsupported)|unsupported[^:]*\bschema ?1\b"
+    r"|no image found in (an |the )?(image index|manifest list|index)|no match(ing manifest)? for \S"
+    r"|cannot be used on this (platform|operating system)|short[- ]name "
+)
+"""An image of another architecture, or in a form that no node takes any more; or a chart, or another artifact."""
+_NOT_SIGNED = r"signature ?validation ?failed|source image rejected|is rejected by policy|signature was required"
+"""A policy of the node refuses the image as it is."""
 _WRONG_NAME = (
     rf"{_BAD_REFERENCE}|not found|(manifest|name|repository name)[ _](is )?(unknown|not known)|does not exist"
     r"|no such image|no match(ing)? "
@@ -142,12 +176,22 @@ def blame(words: str, program: str | None = None) -> Blame:
     if reason not in CREATE_REASONS | START_ERRORS:
         return Blame.PROGRAM  # no kubelet says so: on this machine, the operating system does
     if _has(_RUNTIMES_OWN, message):
-        return Blame.CLUSTER
+        return Blame.UNPROVEN if _is_about_own(message, program) else Blame.CLUSTER
     if _has(_NO_SUCH_KEY, message):
         return Blame.PROGRAM
-    if _has(_NO_COMMAND, message) or _has(_WRONG_IMAGE, message):
+    if _has(_WRONG_SETTING, message):
+        return Blame.UNPROVEN
+    if _has(_EXEC_FAILS, message):
         return Blame.CLUSTER if _is_about_another(message, program) else Blame.UNPROVEN
-    return Blame.CLUSTER if _is_about_node(message) else Blame.UNPROVEN
+    if _has(_WRONG_FOLDER, message) and not _has(_FILE_OF_NODE, message):
+        return Blame.UNPROVEN
+    return Blame.CLUSTER
+
+
+def names_node(words: str) -> bool:
+    """True if the words name a part of the node or its runtime, and are not only those that nobody knows."""
+    message = words.partition(":")[2]
+    return _has(_RUNTIMES_OWN, message) or _is_about_node(message)
 
 
 def is_about_image(words: str) -> bool:
@@ -168,7 +212,7 @@ def _blame_for_image(reason: str, message: str) -> Blame:
         return Blame.IMAGE if _has(_BAD_REFERENCE, text) else Blame.CLUSTER
     if _has(_REGISTRY_IS_DOWN, text):
         return Blame.CLUSTER
-    if _has(_WRONG_KIND, message):
+    if _has(_WRONG_KIND, message) or _has(_NOT_SIGNED, f"{reason}:{message}"):
         return Blame.IMAGE
     if _has(_STORE, text) or _has(_FILE_FAILS, message):
         return Blame.CLUSTER
@@ -188,10 +232,21 @@ def _is_about_another(message: str, program: str | None) -> bool:
 
     What the kubelet makes of a variable in it is not known.
     """
-    named = _PROGRAM_NAMED.search(message)
-    if not program or "$(" in program or named is None:
+    named = _named(message)
+    return bool(program and named) and "$(" not in str(program) and named != _last_part(str(program))
+
+
+def _is_about_own(message: str, program: str | None) -> bool:
+    """True if the program that the container runs cannot be executed, and has the name of a runtime's."""
+    if not program or not _has(_EXEC_FAILS, message) or _has(_NOT_THE_PROGRAM, message):
         return False
-    return _last_part(next(filter(None, named.groups()))) != _last_part(program)
+    return _named(message) == _last_part(program)
+
+
+def _named(message: str) -> str | None:
+    """Return the last part of the program's path that the message is about; None: it names no program."""
+    named = _PROGRAM_NAMED.search(message)
+    return None if named is None else _last_part(next(filter(None, named.groups())))
 
 
 def _has(pattern: str, text: str) -> bool:
