@@ -140,6 +140,26 @@ def test_a_volume_that_is_nearly_full_is_said_once_before_a_save_fails_and_ends_
     assert reported(a_progress(20, checkpoint=20)).status.condition(VOLUME_NEARLY_FULL) is None
 
 
+@pytest.mark.parametrize(
+    ("keep", "is_advised"),
+    [({}, True), ({"best": 0}, False), ({"best": 0, "weightsOnly": 3}, True), ({"last": 9}, True)],
+)
+def test_to_keep_fewer_checkpoints_is_advised_only_where_that_can_be_done(
+    keep: dict[str, int], is_advised: bool
+) -> None:
+    tight = replace(a_progress(10, checkpoint=10), metrics={CHECKPOINTS_THAT_FIT: 0.0})
+    volume = {"size": "1Gi"}
+    observed = an_observed(
+        an_attempt(a_replica()),
+        status=a_status(a_record()),
+        progress=tight,
+        spec_parts={"checkpoint": {"volume": volume, "keep": keep}},
+    )
+    condition = decide(observed, now=NOW).status.condition(VOLUME_NEARLY_FULL)
+    assert condition is not None
+    assert ("keep fewer" in condition.message) is is_advised
+
+
 def test_a_state_that_would_not_come_back_is_said_once_and_the_training_goes_on() -> None:
     lossy = replace(a_progress(10, checkpoint=10), resume_warning="mine/value is a Mode and would come back as a int")
     first = reported(lossy)

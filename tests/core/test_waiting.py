@@ -1,15 +1,19 @@
 """Why a run waits: the cluster's words, and what follows from them."""
 
+import ast
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from piton.api.conditions import POD_STUCK, WAITING
 from piton.api.reasons import Reason
-from piton.api.spec import Meta, Stage
+from piton.api.spec import Meta, Spec, Stage
 from piton.api.status import AttemptState, RunStatus, Verdict
 from piton.api.status_base import Condition, Phase
 from piton.core import wait_causes
@@ -176,7 +180,7 @@ ONLY_OF_WORKERS = ("workers.template.resources", "workers.template.tol", "worker
 @pytest.mark.parametrize("cause", wait_causes.PLACEMENT + wait_causes.REFUSALS, ids=lambda cause: cause.pattern[:30])
 @pytest.mark.parametrize("stage", Stage)
 def test_advice_names_settings_of_the_stage_that_waits(cause: Cause, stage: Stage) -> None:
-    known = dict.fromkeys(re.compile(cause.pattern).groupindex, "x")
+    known: dict[str, Any] = dict.fromkeys(re.compile(cause.pattern).groupindex, "x")
     found = recognize("", [replace(cause, pattern="")], stage, zone="", **known)
     assert found is not None
     wrong = ONLY_OF_WORKERS if stage is not Stage.TRAIN else ("stages.",)
@@ -312,6 +316,111 @@ def test_a_pod_that_has_a_node_is_told_in_the_words_of_its_events(
     assert found is reason
     assert word.message in message
     assert advice in message
+
+
+NODES, CHECK = "Nothing in this is about the run", "Check spec.trainer"
+REGISTRY, NAME, WEBHOOK = "The registry fails", "Check the image's name", "webhook or controller that adds it"
+DOWN = "unexpected status from HEAD request to https://x/v2/y: 503 Service Unavailable"
+GONE = "failed to resolve reference: not found"
+NO_SECRET = 'secret "s" not found'
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "advice", "after"),
+    [
+        ("CreateContainerError", 'failed to reserve container name "p": name "p" is reserved for "a"', NODES, NODES),
+        ("CreateContainerError", "context deadline exceeded", NODES, NODES),
+        ("CreateContainerConfigError", "failed to sync secret cache: timed out", NODES, NODES),
+        ("RunContainerError", "nvidia-container-cli: initialization error: nvml error", NODES, NODES),
+        ("RunContainerError", "something that nobody has seen yet", NODES, NODES),
+        ("CreateContainerError", "no command specified", CHECK, NODES),
+        ("CreateContainerConfigError", NO_SECRET, "Create the secret s", "Create the secret s"),
+        ("ErrImagePull", DOWN, REGISTRY, REGISTRY),
+        ("ImagePullBackOff", f'Back-off pulling image "x/y:1": ErrImagePull: {DOWN}', REGISTRY, REGISTRY),
+        ("ErrImagePull", "write /var/lib/containerd/blob: no space left on device", REGISTRY, REGISTRY),
+        ("ErrImagePull", GONE, NAME, REGISTRY),
+        ("ImagePullBackOff", 'Back-off pulling image "x/y:1"', NAME, REGISTRY),
+        ("ErrImagePull", "no match for platform in manifest: not found", "architecture of these nodes", REGISTRY),
+        ("SignatureValidationFailed", "A signature was required", "have it signed", REGISTRY),
+        ("ErrImagePull", "docker schema 1 images are not supported", "build the image anew", REGISTRY),
+    ],
+)
+def test_advice_on_a_container_that_cannot_start_is_for_the_one_whom_the_verdict_blames(
+    reason: str, message: str, advice: str, after: str
+) -> None:
+    seen = an_attempt(
+        waiting(
+            ClusterMessage(reason=reason, message=message),
+            waiting=f"{reason}: {message}",
+            cannot_start=True,
+            program="python",
+        )
+    )
+    first = why(seen, now=NOW, since=NOW)
+    later_on = why(seen, now=NOW, since=NOW, image_has_run=True, program_has_run=True)
+    assert first is not None
+    assert later_on is not None
+    assert (advice in first.message, after in later_on.message) == (True, True)
+    assert first.message.count("Check ") == (advice in (NAME, CHECK))
+    begun = decide(starting(seen), now=NOW).status
+    judged = decide(starting(seen, begun), now=later(Timing().start_seconds)).status.current
+    assert judged is not None
+    is_clusters = advice in (NODES, REGISTRY)
+    assert judged.verdict is (Verdict.INFRASTRUCTURE if is_clusters else Verdict.USER_FAILURE)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "advice"),
+    [("ErrImagePull", GONE, WEBHOOK), ("CreateContainerError", "context deadline exceeded", WEBHOOK)],
+)
+def test_advice_on_an_init_container_that_cannot_start_is_for_whoever_has_added_it(
+    reason: str, message: str, advice: str
+) -> None:
+    word = ClusterMessage(reason=reason, message=message)
+    words = f"init container istio-init: {reason}: {message}"
+    assert advice in told(word, waiting=words, cannot_start=True, node="n1")[1]
+
+
+@pytest.mark.parametrize(("cause", "advice"), [(DOWN, REGISTRY), ("x/y:1: not found", NAME)])
+def test_advice_follows_a_cause_that_only_an_event_tells(cause: str, advice: str) -> None:
+    """Kubelets before 1.32 leave it out of the state."""
+    state = ClusterMessage(reason="ImagePullBackOff", message='Back-off pulling image "x/y:1"')
+    event = a_word("Failed", f'Failed to pull image "x/y:1": rpc error: {cause}', is_warning=True)
+    waits = f"{state.reason}: {state.message}"
+    assert advice in told(state, event, waiting=waits, cannot_start=True, node="n1")[1]
+
+
+NOT_YET = ("workers.minNodes", "capacity.patience")
+"""Fields that validation refuses whatever is written there."""
+_PATH = re.compile(r"\b(?:spec\.)?((?:workers|capacity|checkpoint|limits|stages|objective|trainer)(?:\.[a-z]\w*)+)")
+
+
+def _paths() -> Iterator[str]:
+    """Every field of a run's spec that a sentence of the core names."""
+    for file in Path(wait_causes.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                yield from _PATH.findall(node.value)
+
+
+def test_advice_names_fields_that_exist_and_that_validation_takes() -> None:
+    found = set(_paths())
+    assert len(found) > 20
+    assert not found & set(NOT_YET)
+    assert not [path for path in found if not _is_field(path)]
+
+
+def _is_field(path: str) -> bool:
+    model: Any = Spec
+    for part in path.split("."):
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return part in ("data", "memory", "requests", "limits") or "config" in path
+        fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+        if part not in fields:
+            return False
+        kinds = get_args(fields[part]) or (fields[part],)
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return True
 
 
 OVER = [

@@ -1,6 +1,10 @@
 """Objects that carry our names and labels but are somebody else's, and other people's writes to our own."""
 
+import re
 from typing import Any
+
+import pytest
+import yaml
 
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
@@ -54,6 +58,32 @@ async def test_a_foreign_claim_of_our_name_is_not_used(pilot: Pilot) -> None:
     assert "belongs to somebody else" in str(pilot.status().condition("Training"))
     assert pilot.creates() == {}
     await pilot.server.remove(CLAIMS, "ragcun-checkpoints", "team")
+    assert (await pilot.until_phase(Phase.SUCCEEDED)).attempt == 1
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        {"size": "1Gi"},
+        {"size": "1Gi", "storageClassName": "fast", "accessModes": ["ReadWriteMany"]},
+        {"size": "1Gi", "reclaim": "Delete"},
+    ],
+    ids=["size", "class and modes", "reclaim"],
+)
+@pytest.mark.parametrize("labels", [{}, {names.LABEL_RUN: "ragcun"}], ids=["somebody's", "an earlier run's"])
+async def test_what_is_advised_for_a_foreign_claim_of_our_name_is_accepted_as_it_is_written(
+    pilot: Pilot, volume: dict[str, Any], labels: dict[str, str]
+) -> None:
+    claim = _foreign("PersistentVolumeClaim", "ragcun-checkpoints")
+    claim["metadata"] |= {"labels": labels, "annotations": {names.ANNOTATION_RUN_UID: "of-an-earlier-run"}}
+    await pilot.server.put(CLAIMS, claim)
+    await pilot.cluster.apply(a_manifest(checkpoint={"volume": volume}))
+    for _ in range(3):
+        await pilot.turn(20)
+    advised = re.search(r"spec\.checkpoint\.volume: (\{.*?\})", str(pilot.status().condition("Waiting")))
+    assert advised is not None
+    await pilot.cluster.apply(a_manifest(checkpoint={"volume": yaml.safe_load(advised[1])}))
+
     assert (await pilot.until_phase(Phase.SUCCEEDED)).attempt == 1
 
 

@@ -43,7 +43,7 @@ def observe_running(context: Context) -> Decision | None:
         status = transitions.change(with_report(context), state=AttemptState.STARTING, failing_time=None)
         return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
     left = after_training.with_done(seen, record)
-    hindrance = why(left, now=context.now, since=record.created_time) if left.incomplete else None
+    hindrance = _why(context, left, record) if left.incomplete else None
     hindrance = hindrance or quota_rules.unreadable(context)
     status, news = _hindered(context, with_report(context), hindrance)
     status, silence = note_reporting(context, status)
@@ -84,7 +84,7 @@ def wait_for_replicas(
     record, seen = context.flying, context.seen
     assert record is not None
     assert seen is not None
-    wait = why(seen, now=context.now, since=record.created_time) or quota_rules.unreadable(context)
+    wait = _why(context, seen, record) or quota_rules.unreadable(context)
     news: tuple[Announcement, ...] = ()
     if wait is None:
         status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
@@ -97,6 +97,18 @@ def wait_for_replicas(
         at_most_seconds,
     )
     return Decision(rule="observe_running", status=status, announcements=news, look_again_seconds=soon)
+
+
+def _why(context: Context, seen: AttemptSeen, record: AttemptStatus) -> Wait | None:
+    """Return why the attempt does not run, by its words and by what has run before."""
+    known = programs.remember(context.status, seen)
+    return why(
+        seen,
+        now=context.now,
+        since=record.created_time,
+        image_has_run=programs.image_has_run(known),
+        program_has_run=programs.program_has_run(known),
+    )
 
 
 def _hindered(context: Context, status: RunStatus, wait: Wait | None) -> tuple[RunStatus, tuple[Announcement, ...]]:

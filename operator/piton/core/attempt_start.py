@@ -87,7 +87,10 @@ def _whose_claim(context: Context) -> str:
     """Explain why Piton does not use the claim with its own name, and what the user can do."""
     name = claim_name(context.meta, context.spec) if context.spec else ""
     if not context.observed.volume.of_earlier_run:
-        return f"the claim {name} exists and belongs to somebody else; name it in claimName"
+        return (
+            f"the claim {name} exists and belongs to somebody else; to use it, write spec.checkpoint.volume: "
+            f"{{claimName: {name}}}, with nothing else in it: no size, accessModes, storageClassName or reclaim"
+        )
     return (
         f"the claim {name} keeps the checkpoints of an earlier run of this name: {how_to_go_on(context.meta, name)}. "
         f"To begin anew under this name, delete it (kubectl delete persistentvolumeclaim {name} -n "

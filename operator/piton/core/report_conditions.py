@@ -18,7 +18,7 @@ from piton.api.conditions import (
     with_condition,
 )
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Keep, Stage
 from piton.api.stages import called
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
@@ -30,6 +30,8 @@ from piton.core.effects import Announcement
 REPORTS_WITHIN_SECONDS = 60.0
 """Seconds without a report after which people are told. A trainer sends one at least every 30 s."""
 _TRAINS_ON = "It trains on"
+_KEEPS_LEAST = Keep(last=2, best=0, weights_only=0)
+"""The fewest checkpoints that a run can keep."""
 _PROGRAM = "A program that uses neither piton_trainer nor the Trainer of transformers sends none. "
 _CAUSES = (
     "Usual causes: a NetworkPolicy or a service mesh keeps the pod from the operator's Service, or the operator has a "
@@ -125,9 +127,11 @@ def note_volume(context: Context, status: RunStatus) -> Noted:
     message, fit = None, progress.metrics.get(CHECKPOINTS_THAT_FIT)
     if fit is not None:
         room = "no other" if fit < 1 else f"only {fit:.0f} more"
+        keep = Keep() if context.spec is None else context.spec.checkpoint.keep
+        fewer = "" if keep == _KEEPS_LEAST else ", or keep fewer with spec.checkpoint.keep"
         message = (
             f"beside the checkpoints that are kept, the volume has room for {room}. Enlarge the claim, where its "
-            "storage class lets that be done, or keep fewer with spec.checkpoint.keep"
+            f"storage class lets that be done{fewer}"
         )
     news = () if message is None else context.warn_once(VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message)
     return context.with_trouble(status, VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message), news

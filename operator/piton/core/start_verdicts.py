@@ -7,17 +7,13 @@ somebody may have deleted it. A registry that was down may say of an image that 
 comes back: in an attempt that has seen the cluster in trouble, that is believed to be the cluster's as well.
 """
 
-from datetime import UTC, datetime
-
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.core import transitions
 from piton.core.evidence import Evidence, Judgement, Patience
-from piton.core.start_words import Blame, blame, is_about_image, tells_no_cause
+from piton.core.start_words import Blame, blame, blames_cluster, is_about_image, tells_no_cause, words_of
 from piton.core.wait_reasons import find_hindrance
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
-
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def failed_to_initialize(evidence: Evidence) -> Judgement | None:
@@ -45,7 +41,7 @@ def find_unstartable(seen: AttemptSeen) -> ReplicaSeen | None:
     Of a gang the events of few replicas are read, and kubelets before 1.32 say only in an event why.
     """
     found = [replica for replica in seen.replicas if replica.cannot_start]
-    return min(found, key=lambda replica: tells_no_cause(_words(replica)), default=None)
+    return min(found, key=lambda replica: tells_no_cause(words_of(replica)), default=None)
 
 
 def has_no_sandbox(evidence: Evidence) -> Judgement | None:
@@ -71,38 +67,33 @@ def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
     if record is None or record.start_trouble or seen is None:
         return status
     if not any(
-        replica.cannot_start and blame(_words(replica), replica.program) is Blame.CLUSTER for replica in seen.replicas
+        replica.cannot_start and blame(words_of(replica), replica.program) is Blame.CLUSTER for replica in seen.replicas
     ):
         return status
     return transitions.change(status, start_trouble=True)
 
 
 def _judge_start(replica: ReplicaSeen, evidence: Evidence) -> Judgement:
-    words = _words(replica)
-    found, about_image = blame(words, replica.program), is_about_image(words)
-    proven = evidence.image_has_run or evidence.start_trouble if about_image else evidence.program_has_run
+    words = words_of(replica)
+    about_image = is_about_image(words)
+    is_clusters = blames_cluster(
+        words,
+        replica.program,
+        image_has_run=evidence.image_has_run or evidence.start_trouble,
+        program_has_run=evidence.program_has_run,
+    )
     message = f"{_where(replica)} cannot start: {words or replica.waiting}"
     patient, patience = not replica.ended, Patience.START
-    if found is Blame.CLUSTER or (proven and found is not Blame.PROGRAM):
+    if is_clusters:
         reason = Reason.IMAGE_PULL_FAILED if about_image else Reason.START_FAILED
         return Judgement(
             verdict=Verdict.INFRASTRUCTURE, reason=reason, message=message, patient=patient, patience=patience
         )
-    if found is Blame.IMAGE:
+    if blame(words, replica.program) is Blame.IMAGE:
         patience = Patience.IMAGE
     return Judgement(
         verdict=Verdict.USER_FAILURE, reason=Reason.CANNOT_START, message=message, patient=patient, patience=patience
     )
-
-
-def _words(replica: ReplicaSeen) -> str:
-    """The kubelet's words, with those of its last event where the state has no cause."""
-    words = replica.waiting or ""
-    if not tells_no_cause(words):
-        return words
-    told = [w for w in replica.words if w.reason == "Failed" and w.message.startswith("Failed to pull image")]
-    newest = max(told, key=lambda word: word.last_time or _LONG_AGO, default=None)
-    return f"{words}: {newest.message}" if newest else words
 
 
 def _where(replica: ReplicaSeen) -> str:

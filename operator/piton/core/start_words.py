@@ -8,7 +8,10 @@ which they are said counts first.
 """
 
 import re
+from datetime import UTC, datetime
 from enum import Enum
+
+from piton.observed import ClusterMessage, ReplicaSeen
 
 PULL_REASONS = frozenset(
     {
@@ -52,6 +55,14 @@ class Blame(Enum):
     CLUSTER = "the registry, the node or its container runtime, or nobody knows"
 
 
+class Culprit(Enum):
+    """The one who keeps a container from starting, as the verdict on the attempt has it."""
+
+    RUN = "the image, the command or another field of the run"
+    CLUSTER = "the registry, the node or its container runtime"
+    INIT_CONTAINER = "an init container, of which a run has none of its own"
+
+
 _RUNTIMES_OWN = (
     r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec |nvidia-(container|ctk)|nvml"
     r"|libnvidia|CDI device|/dev/nvidia|shim( task)?: (start failed: )?exec: "
@@ -59,7 +70,7 @@ _RUNTIMES_OWN = (
 )
 """Programs of the container runtime that fail. Their words are often those of a program that does not exist."""
 _NOT_THE_PROGRAM = r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec "
-"""What they say where they fail themselves, whatever the program of the container is called."""
+"""Words of theirs where they fail themselves, whatever the program of the container is called."""
 _EXEC = r"(\bexec: \\*\"[^\"]*\": (stat .*?: )?|\bexec (/[^:]*|[^\s:]+): )"
 _EXEC_FAILS = (
     rf"{_EXEC}(executable file|not found|no such file|permission denied|operation not permitted|exec format"
@@ -92,7 +103,7 @@ _WRONG_SETTING = (
     r"|(secrets|configmaps) \"[^\"]*\" is forbidden"
     r"|no match(ing manifest)? for "
 )
-"""What else a run or its image can have wrong: its user, its memory, its environment."""
+"""Other faults of a run or its image: in its user, its memory, its environment."""
 _WRONG_FOLDER = rf"\bchdir\b.*{_CANNOT_ENTER}|container init: mkdir \"?/[^:]*: {_CANNOT_ENTER}"
 """The working directory of the image is missing, or its user may not enter it."""
 _NODE_OR_RUNTIME = (
@@ -157,6 +168,7 @@ _NAMES = re.compile(
 _WORDS_THAT_NAME = re.compile(r'"[^"\s]*"|[^\s"]*/[^\s"]*')
 """Names again, where a runtime quotes whole sentences of another program as well."""
 _OF_INIT_CONTAINER = re.compile(rf"^{INIT_CONTAINER}[^:]*: ")
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _BACK_OFF = re.compile(r"ImagePullBackOff|ErrImagePull|Back-off pulling image|[:\s]")
 
 
@@ -192,6 +204,32 @@ def names_node(words: str) -> bool:
     """True if the words name a part of the node or its runtime, and are not only those that nobody knows."""
     message = words.partition(":")[2]
     return _has(_RUNTIMES_OWN, message) or _is_about_node(message)
+
+
+def blames_cluster(words: str, program: str | None, *, image_has_run: bool, program_has_run: bool) -> bool:
+    """True if the cluster is to blame, by the words, or because what does not start has run in this run."""
+    found = blame(words, program)
+    has_run = image_has_run if is_about_image(words) else program_has_run
+    return found is Blame.CLUSTER or (has_run and found is not Blame.PROGRAM)
+
+
+def words_of(replica: ReplicaSeen) -> str:
+    """Return the kubelet's words for what cannot start, with those of its last event where the state has no cause."""
+    words = replica.waiting or ""
+    if not tells_no_cause(words):
+        return words
+    told = [w for w in replica.words if w.reason == "Failed" and w.message.startswith("Failed to pull image")]
+    newest = max(told, key=lambda word: word.last_time or _LONG_AGO, default=None)
+    return f"{words}: {newest.message}" if newest else words
+
+
+def find_culprit(word: ClusterMessage, replica: ReplicaSeen, *, image_has_run: bool, program_has_run: bool) -> Culprit:
+    """Return the one to blame for a container that cannot start, as the verdict would have it."""
+    words = words_of(replica) if replica.cannot_start else f"{word.reason}: {word.message}"
+    if words.startswith(INIT_CONTAINER):
+        return Culprit.INIT_CONTAINER
+    is_clusters = blames_cluster(words, replica.program, image_has_run=image_has_run, program_has_run=program_has_run)
+    return Culprit.CLUSTER if is_clusters else Culprit.RUN
 
 
 def is_about_image(words: str) -> bool:

@@ -6,11 +6,12 @@ first pattern that is found counts, so the more specific come first. What none r
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import path_of
+from piton.core.start_words import Culprit
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Cause:
     """The remedy. Groups of the pattern are filled in."""
     ends_with_room: bool = False
     """True if it is over as soon as a ResourceQuota has room, and not before."""
+    of: Culprit | None = None
+    """The culprit with whom alone it counts, where a container cannot start; None: with each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,9 @@ _PLACES_BESIDE = ("ask for less in {resources}, or widen spec.workers.zones", "s
 """Ways to widen the choice of nodes, and settings that narrow it: of the workers, and of a stage beside them."""
 
 
-def recognize(text: str, causes: Iterable[Cause], stage: Stage, **known: str) -> Recognized | None:
+def recognize(
+    text: str, causes: Iterable[Cause], stage: Stage, *, culprit: Culprit = Culprit.RUN, **known: str
+) -> Recognized | None:
     """Return the first cause that is found in the text, with its advice. Paths of the stage and `known` are filled in.
 
     A stage beside the training chooses its node by its own settings and by the zones, where the volume is.
@@ -55,7 +60,7 @@ def recognize(text: str, causes: Iterable[Cause], stage: Stage, **known: str) ->
     known["widen"] = known["widen"].format(**known)
     for cause in causes:
         found = re.search(cause.pattern, text, re.DOTALL)
-        if found:
+        if found and cause.of in (None, culprit):
             advice = cause.advice.format(**known, **found.groupdict())
             return Recognized(reason=cause.reason, advice=advice, ends_with_room=cause.ends_with_room)
     return None
@@ -140,7 +145,8 @@ PLACEMENT = (
     Cause(
         Reason.CLAIM_MISSING,
         r'persistentvolumeclaim "(?P<claim>[^"]+)" (not found|is being deleted)',
-        "Create the claim {claim}, or name another one in spec.checkpoint.volume.claimName.",
+        "Create the claim {claim}, or write the claimName of another one in spec.checkpoint.volume, with nothing else"
+        " in it.",
     ),
     Cause(
         Reason.VOLUME_UNBOUND,
@@ -234,7 +240,36 @@ SANDBOX = (
         "The container runtime or the network plugin (CNI) of this node fails. If it stays so, drain the node.",
     ),
 )
+_ADDED = Cause(
+    Reason.INIT_CONTAINER_FAILED,
+    r"",
+    "It is that of an init container, which the run does not have: look at the webhook or controller that adds it.",
+    of=Culprit.INIT_CONTAINER,
+)
 PULL_FAILED = (
+    replace(_ADDED, reason=Reason.IMAGE_PULL_FAILED),
+    Cause(
+        Reason.IMAGE_PULL_FAILED,
+        r"",
+        "The registry fails, or the node's way to it or its disk: the run tries again by itself. If that lasts, look at"
+        " the registry, and at the log of the node's container runtime.",
+        of=Culprit.CLUSTER,
+    ),
+    Cause(
+        Reason.IMAGE_PULL_FAILED,
+        r"no image found in|no match(ing manifest)? for|cannot be used on this",
+        "Build the image for the architecture of these nodes, or choose others in {selector}.",
+    ),
+    Cause(
+        Reason.IMAGE_PULL_FAILED,
+        r"[Ss]ignature|rejected by policy",
+        "A policy of the nodes refuses the image: have it signed, or take another.",
+    ),
+    Cause(
+        Reason.IMAGE_PULL_FAILED,
+        r"no longer supported|schema ?1|media ?type|application/vnd|image-specific|mismatched image rootfs",
+        "Its name is not that of an image that nodes can run: correct it, or build the image anew.",
+    ),
     Cause(
         Reason.IMAGE_PULL_FAILED,
         r"",
@@ -252,6 +287,14 @@ CONTAINER_CONFIG = (
         Reason.CONTAINER_CONFIG,
         r"runAsNonRoot",
         "The image runs as root, and the pod may not: take an image with a numeric user.",
+    ),
+    replace(_ADDED, reason=Reason.CONTAINER_CONFIG),
+    Cause(
+        Reason.CONTAINER_CONFIG,
+        r"",
+        "Nothing in this is about the run: the node or its container runtime fails, and the run tries again by itself."
+        " If that lasts, look at the logs of the node's kubelet and container runtime.",
+        of=Culprit.CLUSTER,
     ),
     Cause(Reason.CONTAINER_CONFIG, r"", "Check spec.trainer."),
 )

@@ -21,7 +21,7 @@ from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
-from piton.core.start_words import CREATE_REASONS, INIT_CRASHES, PULL_REASONS, SIDECAR_STARTS
+from piton.core.start_words import CREATE_REASONS, INIT_CRASHES, PULL_REASONS, SIDECAR_STARTS, Culprit, find_culprit
 from piton.core.wait_causes import Cause, Recognized, recognize
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 
@@ -99,8 +99,18 @@ _SIGNS = (
 """The first that is found among the words of any replica that waits is what is told."""
 
 
-def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
-    """Return the reason why the attempt, created at `since`, does not run; None without any sign of one."""
+def why(
+    seen: AttemptSeen,
+    *,
+    now: datetime,
+    since: datetime,
+    image_has_run: bool = False,
+    program_has_run: bool = False,
+) -> Wait | None:
+    """Return the reason why the attempt, created at `since`, does not run; None without any sign of one.
+
+    What has run in this run, its image or the whole program, is not what is wrong with a container that cannot start.
+    """
     if len(seen.replicas) < seen.expected_replicas and (wait := _no_pods(seen, now, since)):
         return wait
     waiting = [replica for replica in seen.replicas if replica.state is ReplicaState.WAITING]
@@ -109,7 +119,9 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
         return _silent_kubelet(seen, waiting, now, since)
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
     zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
-    return _wait_for(sign, replica.name, _quoted(word, replica), word, now, stage=seen.stage, zone=zone)
+    culprit = find_culprit(word, replica, image_has_run=image_has_run, program_has_run=program_has_run)
+    quoted = _quoted(word, replica)
+    return _wait_for(sign, replica.name, quoted, word, now, stage=seen.stage, zone=zone, culprit=culprit)
 
 
 def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime, since: datetime) -> Wait | None:
@@ -283,9 +295,17 @@ def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
 
 
 def _wait_for(
-    sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, stage: Stage, zone: str = ""
+    sign: _Sign,
+    name: str,
+    quoted: str,
+    word: ClusterMessage,
+    now: datetime,
+    *,
+    stage: Stage,
+    zone: str = "",
+    culprit: Culprit = Culprit.RUN,
 ) -> Wait:
-    found = recognize(quoted, sign.causes, stage, zone=zone)
+    found = recognize(quoted, sign.causes, stage, zone=zone, culprit=culprit)
     assert found is not None, "the last cause of every table matches all"
     if not sign.normal:
         return Wait(reason=found.reason, message=_joined(f"{name}: {quoted}", found.advice))
