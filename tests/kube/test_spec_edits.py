@@ -235,7 +235,24 @@ WORKED_BEFORE: list[dict[str, Any]] = [
     {"workers": {"template": {"serviceAccountName": "a..b"}}},
     {"checkpoint": {"volume": {"size": "1Gi", "accessModes": ["ReadWriteMany", "ReadWriteOncePod"]}}},
     {"trainer": {"image": "trainer:1", "recipe": "charlm", "config": {"table": "é" * 95_000}}},
+    {"checkpoint": {"volume": {"size": "1Gi"}, "every": {"minutes": None, "steps": 5}}},
+    {"checkpoint": {"volume": {"size": "1Gi"}, "every": {"minutes": 5, "steps": None}}},
 ]
+
+
+@pytest.mark.parametrize("every", [{"minutes": None, "steps": 5}, {"minutes": 5, "steps": None}])
+async def test_a_run_that_has_begun_with_a_null_in_its_interval_goes_on(pilot: Pilot, every: dict[str, Any]) -> None:
+    """The operator before has noted it as it was written, and the API server keeps a null there."""
+    await trains(pilot)
+    run = run_of(pilot)
+    run["spec"]["checkpoint"]["every"] = every
+    run["status"]["accepted"] = {"generation": run["metadata"]["generation"] + 1, "spec": run["spec"]}
+    await pilot.server.put(RUNS, run)
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+
+    assert pilot.status().is_true("Accepted")
+    assert problems_of(checkpoint={"volume": {"size": "1Gi"}, "every": every}), "a new run is refused"
 
 
 @pytest.mark.parametrize("parts", WORKED_BEFORE)

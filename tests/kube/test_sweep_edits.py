@@ -106,6 +106,7 @@ async def test_a_mended_spec_is_accepted_again(pilot: Pilot) -> None:
 OLD_TEMPLATES: dict[str, dict[str, Any]] = {
     "a long duration": {"limits": {"stalled": "9999d"}},
     "a long patience": {"checkpoint": {"volume": {"size": "1Gi"}, "patience": "9999999d"}},
+    "a null interval": {"checkpoint": {"volume": {"size": "1Gi"}, "every": {"minutes": None, "steps": 5}}},
     "a large config": {
         "trainer": {"image": "trainer:1", "recipe": "charlm", "config": {"data": {"text": "a" * 210_000}}}
     },

@@ -199,6 +199,27 @@ RUNS: tuple[Judged, ...] = (
         operator_only=True,
         policy="spec.checkpoint.every: write {minutes: 15}, {steps: 500}, both, or auto",
     ),
+    *(
+        Judged(
+            f"an interval with {null} of null",
+            (f"spec.checkpoint.every.{null}: null is no number; remove it, or write {null}: {number}",),
+            {"checkpoint": {"volume": SHARED, "every": {null: None, other: 5}}},
+            operator_only=True,
+            policy="spec.checkpoint.every: write {minutes: 15}, {steps: 500}, both, or auto",
+        )
+        for null, number, other in (("minutes", 15, "steps"), ("steps", 500, "minutes"))
+    ),
+    Judged(
+        "an interval of nulls",
+        (
+            "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto",
+            "spec.checkpoint.every.minutes: null is no number; remove it, or write minutes: 15",
+            "spec.checkpoint.every.steps: null is no number; remove it, or write steps: 500",
+        ),
+        {"checkpoint": {"volume": SHARED, "every": {"minutes": None, "steps": None}}},
+        operator_only=True,
+        policy="spec.checkpoint.every: write {minutes: 15}, {steps: 500}, both, or auto",
+    ),
     Judged(
         "a judge that is not steady",
         (

@@ -123,6 +123,17 @@ def an_interval(spec: Spec) -> Iterator[str]:
 
 
 @not_in_cel(UNTYPED)
+def no_null_interval(spec: Spec) -> Iterator[str]:
+    """Check that no number of an interval is null: elsewhere an API server drops a null, and there it keeps it."""
+    every = spec.checkpoint.every
+    if every == "auto":
+        return
+    for name, number in (("minutes", 15), ("steps", 500)):
+        if name in every.model_fields_set and getattr(every, name) is None:
+            yield f"spec.checkpoint.every.{name}: null is no number; remove it, or write {name}: {number}"
+
+
+@not_in_cel(UNTYPED)
 def a_steady_judge(spec: Spec) -> Iterator[str]:
     """Check that patience with the loss of a batch has a fixed save interval: it is judged at each save."""
     objective = spec.objective
@@ -199,6 +210,7 @@ RULES: tuple[SpecRule[Spec], ...] = (
     *CHECKPOINT,
     zones_for_prepare,
     an_interval,
+    no_null_interval,
     a_steady_judge,
     *ENVIRONMENT,
     *AMOUNTS,
@@ -207,7 +219,7 @@ RULES: tuple[SpecRule[Spec], ...] = (
     not_yet,
     good_size,
 )
-YOUNGER = (bounded_durations, *YOUNGER_OF_PODS, good_size)
+YOUNGER = (bounded_durations, no_null_interval, *YOUNGER_OF_PODS, good_size)
 """Rules that are younger than some runs, which train with what they refuse."""
 
 CEL = by_path((good_name, *RULES))
