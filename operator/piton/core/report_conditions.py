@@ -9,6 +9,7 @@ ExamplesSkipped    the data: it trains on less than people have given it
 
 import math
 
+from piton.api.checkpoint_spec import Keep
 from piton.api.conditions import (
     EXAMPLES_SKIPPED,
     MIRRORED,
@@ -18,7 +19,7 @@ from piton.api.conditions import (
     with_condition,
 )
 from piton.api.reasons import Reason
-from piton.api.spec import Keep, Stage
+from piton.api.spec import Stage
 from piton.api.stages import called
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus

@@ -254,6 +254,7 @@ class Views(pl.Module):
 def test_what_stands_for_an_opened_file_stays_as_the_script_makes_it(tmp_path: Path) -> None:
     callbacks = {name: Opening(tmp_path / f"{name}.log") for name in ("stopped", "resumed")}
     assert pl.train(tmp_path / "parts", callbacks=[callbacks["stopped"]], at={7: ends.terminate}).code == 143
+    callbacks["stopped"].file.close()  # type: ignore[attr-defined]
     resumed = pl.train(tmp_path / "parts", callbacks=[callbacks["resumed"]])
     assert (resumed.code, resumed.error) == (0, "")
     lines = [(tmp_path / f"{name}.log").read_text().count("line") for name in callbacks]
