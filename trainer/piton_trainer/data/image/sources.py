@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import logging
+import zipfile
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from piton.contract import InputError
 from piton_trainer.data.folders import HIDDEN, LeftOut, files_below, is_hidden, printable
 from piton_trainer.data.image.image_files import CLASSES_MAX, IMAGES, Files, Form, ImageFile, digest_of
 from piton_trainer.data.image.packages import PACKAGES, Package
@@ -171,9 +173,9 @@ def from_npz(path: Path, skips: Skips = NO_SKIPS) -> Arrays:
         BadConfig: it holds something else, or a label is none and `skips` does not take it.
     """
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            names = arrays.files
-            images, given = arrays["images"], arrays["labels"]
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            images, given = (_array(archive, name, names) for name in ("images", "labels"))
             given = given.astype(np.int64) if given.dtype.kind in "US" else given
     except MemoryError:
         raise
@@ -194,6 +196,21 @@ def from_npz(path: Path, skips: Skips = NO_SKIPS) -> Arrays:
         raise BadConfig(f"trainer.config.data: there are no images in {path}")
     _say_empty(path, int(labels.max()) + 1, labels.tolist())
     return Arrays(images, labels)
+
+
+def _array(archive: zipfile.ZipFile, name: str, names: Sequence[str]) -> "NDArray[Any]":
+    """Read an array to the end of its member, as `numpy.load` does not: only there is the checksum compared.
+
+    Raises:
+        Exception: of whatever kind, where it is damaged, or its header says less than is there.
+    """
+    if name not in names:
+        raise InputError(f"{name} is not among {', '.join(names) or 'nothing'}")
+    with archive.open(archive.infolist()[names.index(name)]) as member:
+        array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        if rest := len(member.read()):
+            raise InputError(f"{name} has {rest} bytes more than its header says")
+    return array
 
 
 def _labelled(given: "NDArray[Any]", path: Path, skips: Skips) -> "NDArray[np.bool_]":
