@@ -31,15 +31,16 @@ class LeftOut:
 
     counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, where: str = "") -> None:
         """Count a file by the end of its name."""
-        self.counts[f"*{Path(name).suffix}" if Path(name).suffix else "without a suffix"] += 1
+        suffix = ".tar" * Path(name).stem.lower().endswith(".tar") + Path(name).suffix
+        self.counts[f"{f'*{suffix}' if suffix else 'without a suffix'}{where}"] += 1
 
     def say(self, source: str) -> None:
         """Log a line about the source, if anything is left out."""
-        if self.counts:
-            told = [f"{count} {kind}" for kind, count in self.counts.most_common(_MOST)]
-            more = len(self.counts) - len(told)
+        if counts := +self.counts:
+            told = [f"{count} {kind}" for kind, count in counts.most_common(_MOST)]
+            more = len(counts) - len(told)
             rest = f" and {more} other kinds" if more > 0 else ""
             _log.warning("%s: not taken for data are %s%s", printable(source), ", ".join(told), rest)
 
@@ -72,7 +73,6 @@ def files_below(root: Path, suffixes: Collection[str], left_out: LeftOut, *, any
                 files.append(Path(folder, name))
             else:
                 left_out.add(name)
-    left_out.counts = +left_out.counts
     return sorted(files)
 
 

@@ -4,18 +4,25 @@
 follows. Here the members have to end where a tar file ends: at a block of zeros after which nothing comes.
 """
 
+import logging
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from posixpath import normpath
 
 from piton_trainer.data.folders import HIDDEN, LeftOut, is_hidden, printable
 from piton_trainer.data.image.image_files import IMAGES, ImageFile, number_of_class
 from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig
 
+SHARD = ".tar"
 LABEL = ".cls"
 """Beside an image in a shard: its class, as a number."""
 _PIECE = 1 << 20
+_USUAL_BLOCKING = 20
+_OTHER_BLOCKINGS = tuple(1 << power for power in range(5, 14))
+"""Blocks of 512 bytes of which a tar file has a multiple. It ends in two blocks of zeros, filled up with zeros."""
+_log = logging.getLogger(__name__)
 
 
 def read_shard(shard: Path, left_out: LeftOut, skips: Skips = NO_SKIPS) -> list[ImageFile]:
@@ -29,7 +36,7 @@ def read_shard(shard: Path, left_out: LeftOut, skips: Skips = NO_SKIPS) -> list[
     """None: it is damaged."""
     for member, read in _members(shard):
         stem, dot, ending = member.name.rpartition(".")
-        suffix = (dot + ending).lower()
+        stem, suffix = normpath(stem), (dot + ending).lower()
         known = labels if suffix == LABEL else images if suffix in IMAGES else None
         if is_hidden(member.name):
             left_out.counts[HIDDEN] += 1
@@ -82,7 +89,9 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]
     name = printable(shard)
     try:
         with tarfile.open(shard, "r:") as tar:
+            is_empty = True
             for member in tar:
+                is_empty = False
                 if not member.isdir():
                     yield member, _reader(shard, member)
             end = tar.offset
@@ -90,12 +99,17 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]
         raise BadConfig(f"trainer.config.data: {name} is no plain tar file, or is damaged: {error}") from error
     except (ValueError, OverflowError) as error:  # a header with numbers that make no sense
         raise BadConfig(f"trainer.config.data: {name} has a damaged header: {error}") from error
-    if told := _trouble_at_the_end(shard, end):
-        raise BadConfig(f"trainer.config.data: {name} {told}")
+    told = _trouble_at_the_end(shard, end)
+    if told or is_empty:
+        raise BadConfig(f"trainer.config.data: {name} {told or 'is a tar file without files; write it anew'}")
 
 
 def _trouble_at_the_end(shard: Path, end: int) -> str | None:
-    """Return what is wrong with the bytes from the first block that is no header on."""
+    """Return what is wrong with the bytes from the first block that is no header on.
+
+    A crash leaves zeros as well, where a file was made longer before it was written. So there may be no more of them
+    than fill up a tar file; where only a large blocking factor explains them, they are said.
+    """
     with shard.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
@@ -108,7 +122,31 @@ def _trouble_at_the_end(shard: Path, end: int) -> str | None:
                 return (
                     f"goes on after its end at byte {end}; are these several tar files in one? Give each its own name"
                 )
+        size = file.tell()
+    blocking = _blocking(size, size - end)
+    if blocking is None:
+        return f"has {size - end} bytes of zeros from byte {end} on, and no tar file ends so; write it again"
+    if blocking != _USUAL_BLOCKING:
+        _log.warning(
+            "%s ends in %d bytes of zeros, as a tar file with a blocking factor of %d may; without one, files of it are"
+            " lost",
+            printable(shard),
+            size - end,
+            blocking,
+        )
     return None
+
+
+def _blocking(size: int, zeros: int) -> int | None:
+    """Return the least blocking factor with which a tar file of this size may end in so many zeros."""
+    if zeros < (_USUAL_BLOCKING + 2) * tarfile.BLOCKSIZE:
+        return _USUAL_BLOCKING
+    fitting = (
+        factor
+        for factor in _OTHER_BLOCKINGS
+        if size % (factor * tarfile.BLOCKSIZE) == 0 and zeros < (factor + 2) * tarfile.BLOCKSIZE
+    )
+    return next(fitting, None)
 
 
 def _reader(shard: Path, member: tarfile.TarInfo) -> Callable[[], bytes]:

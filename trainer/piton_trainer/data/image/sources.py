@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import logging
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -19,16 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piton.contract import InputError
-from piton_trainer.data.folders import HIDDEN, LeftOut, files_below, is_hidden, printable
+from piton_trainer.data.folders import HIDDEN, NO_FILES, LeftOut, files_below, is_hidden, printable
 from piton_trainer.data.image.image_files import CLASSES_MAX, IMAGES, Files, Form, ImageFile, digest_of
 from piton_trainer.data.image.packages import PACKAGES, Package
 from piton_trainer.data.image.pictures import Pixels, from_pixels
 from piton_trainer.data.image.record_writer import STAMP, Picture
-from piton_trainer.data.image.shards import read_shard
+from piton_trainer.data.image.shards import SHARD, read_shard
 from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig
 
 _log = logging.getLogger(__name__)
+_SPLIT = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?|hold_?out)([_-]?(set|split|data))?[_-]?\d*"
+)
+"""Names of folders that are rather parts of a data set than classes."""
 
 
 class Source(Protocol):
@@ -105,19 +110,26 @@ def from_folder(root: Path, form: Form, skips: Skips = NO_SKIPS) -> Files:
     Raises:
         BadConfig: there are none.
     """
-    entries = sorted(path for path in root.iterdir() if not is_hidden(path.name))
+    everything = sorted(root.iterdir())
+    entries = [path for path in everything if not is_hidden(path.name)]
     classes = tuple(path.name for path in entries if path.is_dir())
-    shards = [path for path in entries if path.suffix == ".tar" and path.is_file()]
+    left_out = LeftOut()
+    left_out.counts[HIDDEN] += len(everything) - len(entries)
+    shards = [path for path in entries if path.suffix.lower() == SHARD and not path.is_dir()]
     if shards:
         if classes:
             _log.warning("%s: taken are the *.tar shards, and not the folders beside them", root)
-        return from_shards(shards, form, skips)
-    left_out = LeftOut()
-    left_out.counts[HIDDEN] += sum(is_hidden(path.name) for path in root.iterdir())
-    left_out.counts["images beside the folders of the classes"] += sum(
-        path.suffix.lower() in IMAGES for path in entries
-    )
-    left_out.counts = +left_out.counts
+        for path in entries:
+            if path not in shards and not path.is_dir():
+                left_out.add(path.name, " beside the shards")
+        return from_shards(shards, form, skips, left_out, root)
+    for path in entries:
+        if not path.exists():
+            left_out.counts[NO_FILES] += 1
+        elif path.suffix.lower() in IMAGES and not path.is_dir():
+            left_out.counts["images beside the folders of the classes"] += 1
+        elif not path.is_dir():
+            left_out.add(path.name, " beside the folders of the classes")
     paths = [(path, label) for label, name in enumerate(classes) for path in files_below(root / name, IMAGES, left_out)]
     if not paths:
         raise BadConfig(
@@ -126,7 +138,8 @@ def from_folder(root: Path, form: Form, skips: Skips = NO_SKIPS) -> Files:
         )
     _expect_names(root, classes)
     left_out.say(str(root))
-    _say_empty(root, len(classes), [label for _, label in paths], classes)
+    _expect_no_splits(root, [(path.relative_to(root), classes[label]) for path, label in paths])
+    _say_doubts(root, len(classes), [label for _, label in paths], classes)
     files = [
         ImageFile(printable(path), "", label, path.read_bytes)
         for path, label in (paths[place] for place in _shuffle(len(paths)))
@@ -140,29 +153,72 @@ def _expect_names(root: Path, classes: Sequence[str]) -> None:
             raise BadConfig(f"trainer.config.data: the name of folder {printable(root / name)} is no UTF-8; rename it")
 
 
-def _say_empty(source: Path, count: int, labels: Iterable[int], names: Sequence[str] = ()) -> None:
-    """Log the classes without images. The model has an output for each of them, and nothing trains it."""
-    empty = sorted(set(range(count)) - set(labels))
+def _expect_no_splits(root: Path, images: Sequence[tuple[Path, str]]) -> None:
+    """Refuse `train/` and `val/` as classes where the classes are the folders in them. Else they may be meant.
+
+    Raises:
+        BadConfig: they are splits.
+    """
+    splits = {name for _, name in images}
+    if not all(_SPLIT.fullmatch(name.casefold()) for name in splits):
+        return
+    told = " and ".join(sorted(splits))
+    below = {path.parts[1] for path, _ in images if len(path.parts) > 2}
+    if len(below) > 1 and all(len(path.parts) > 2 for path, _ in images):
+        raise BadConfig(
+            f"trainer.config.data: {printable(root)} has {told} with the folders of {len(below)} classes in each; name "
+            f"{printable(root / sorted(splits)[0])} as data and another one as validation, or rename what are classes"
+        )
+    if len(splits) > 1:
+        _log.warning("%s: its classes are %s, which are the usual names of splits", printable(root), told)
+
+
+def _say_doubts(source: Path, count: int, labels: Iterable[int], names: Sequence[str] = ()) -> None:
+    """Log the classes without images, and that there is only one. The model has an output for each of them."""
+    found = set(labels)
+    empty = sorted(set(range(count)) - found)
     if empty:
         told = ", ".join(names[label] if names else str(label) for label in empty[:5])
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         _log.warning("%s: %d of %d classes have no image: %s%s", source, len(empty), count, told, more)
+    if len(found) == 1:
+        only = names[min(found)] if names else min(found)
+        _log.warning("%s: all images are of one class, %s, so there is nothing to learn", source, only)
 
 
-def from_shards(shards: Sequence[Path], form: Form, skips: Skips = NO_SKIPS) -> Files:
+def from_shards(
+    shards: Sequence[Path],
+    form: Form,
+    skips: Skips = NO_SKIPS,
+    left_out: LeftOut | None = None,
+    root: Path | None = None,
+) -> Files:
     """Return the images of tar files in which `x.jpg` stands beside `x.cls`, as WebDataset has it, in their order.
+
+    `left_out` counts what is beside them in their folder `root`.
 
     Raises:
         BadConfig: a shard cannot be read, or an image has no label and `skips` does not take it.
     """
-    left_out = LeftOut()
-    files = [file for shard in shards for file in read_shard(shard, left_out, skips)]
+    left_out = left_out or LeftOut()
+    files: list[ImageFile] = []
+    empty: list[Path] = []
+    for shard in shards:
+        if not shard.is_file():
+            raise BadConfig(f"trainer.config.data: {printable(shard)} is a link that leads nowhere, or no file")
+        found = read_shard(shard, left_out, skips)
+        files += found
+        empty += [] if found else [shard]
+    source = root or shards[0]
     if not files:
-        raise BadConfig(f"trainer.config.data: there are no images in {shards[0]}")
-    source = shards[0] if len(shards) == 1 else shards[0].parent
+        raise BadConfig(f"trainer.config.data: there are no images in {printable(source)}")
     left_out.say(str(source))
+    if empty:
+        told = ", ".join(printable(path.name) for path in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        _log.warning("%s: %d of %d shards have no image: %s%s", source, len(empty), len(shards), told, more)
     labels = {file.label for file in files}
-    _say_empty(source, max(labels) + 1, labels)
+    _say_doubts(source, max(labels) + 1, labels)
     return Files(files, form, (), digest_of(f"{file.name}:{file.label}" for file in files))
 
 
@@ -194,7 +250,7 @@ def from_npz(path: Path, skips: Skips = NO_SKIPS) -> Arrays:
     images, labels = images[is_label], given[is_label].astype(np.int64)
     if not len(labels):
         raise BadConfig(f"trainer.config.data: there are no images in {path}")
-    _say_empty(path, int(labels.max()) + 1, labels.tolist())
+    _say_doubts(path, int(labels.max()) + 1, labels.tolist())
     return Arrays(images, labels)
 
 
