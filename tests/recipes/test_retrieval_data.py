@@ -179,7 +179,7 @@ def test_a_training_split_becomes_examples_with_what_was_judged_useless_as_negat
     ("name", "line", "sentence"),
     [
         ("qrels/test.tsv", "q1\ta\n", "line 3: it has 2 fields, and query-id, corpus-id and score are 3"),
-        ("qrels/test.tsv", "q1\ta\tgood\n", "line 3: invalid literal for int()"),
+        ("qrels/test.tsv", "q1\ta\tgood\n", "line 3: 'good' is no whole number"),
         ("qrels/test.tsv", "q9\ta\t1\n", "query q9 has judgments in x, and no text"),
         ("corpus.jsonl", '{"text": "t"}\n', "line 2: there is no field '_id'"),
         ("corpus.jsonl", '{"_id": "t"}\n', "line 2: field text: there is no text in it"),

@@ -41,6 +41,8 @@ def read_csv(
         try:
             header = [name.strip() for name in next(table, [])]
             expect_utf8(",".join(header))
+            while header and not header[-1]:
+                header.pop()  # padding, under which no row has a text
             parse = begin(header)
             line = table.line_num + 1
             while (fields := _next_row(table, source, line, skips)) is not None:
@@ -49,7 +51,7 @@ def read_csv(
                 except Contradiction:
                     raise
                 except ValueError as error:
-                    if [field.strip() for field in fields] == header:
+                    if [field.strip() for field in fields[: len(header)]] == header:
                         raise Contradiction(str(error)) from error  # two files in one: nothing is damaged
                     # Of a row with the wrong number of fields each line may have been a row.
                     ends_at = table.line_num if isinstance(error, _UnfitError) else line

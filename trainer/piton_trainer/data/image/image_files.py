@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from piton.contract import InputError
 from piton_trainer.data.image.pictures import from_file
 from piton_trainer.data.image.record_writer import Picture
+from piton_trainer.data.numbers import whole_number
 from piton_trainer.data.skipped import Skip
 from piton_trainer.errors import BadConfig
 
@@ -126,7 +127,7 @@ def number_of_class(content: bytes) -> int:
         ValueError: it holds no class.
     """
     try:
-        label = int(content)
+        label = whole_number(content.decode())
     except ValueError:
         label = -1
     if not 0 <= label < CLASSES_MAX:

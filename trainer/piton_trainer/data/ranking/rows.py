@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from piton.contract import InputError
 from piton_trainer.data.csv_table import read_csv, refuse_twice
+from piton_trainer.data.numbers import decimal_number
 from piton_trainer.data.skipped import NO_SKIPS, Skips
 
 ORIGINAL = "original"
@@ -142,6 +143,6 @@ def _confidence(field: str) -> float:
 
 def _number(field: str, column: str) -> float:
     try:
-        return float(field)
+        return decimal_number(field)
     except ValueError:
         raise _WrongError(column, f"has to be a number, not {field!r}") from None

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from piton.contract import InputError
-from piton_trainer.data.retrieval.json_lines import id_of, json_object, lossless, parsed, text_of
+from piton_trainer.data.numbers import whole_number
+from piton_trainer.data.retrieval.json_lines import id_of, json_object, lossless, parsed, text_of, value_of
 from piton_trainer.data.skipped import NO_SKIPS, Contradiction, Skips
 from piton_trainer.errors import BadConfig
 
@@ -98,7 +99,7 @@ def _query(line: str) -> tuple[str, str]:
 
 def _document(line: str) -> tuple[str, str]:
     fields = json_object(line)
-    title = lossless(str(fields.get("title") or ""), "title")
+    title = lossless(str(value_of(fields, "title") or ""), "title")
     return id_of(fields, "_id"), f"{title} {text_of(fields, 'text')}".strip()
 
 
@@ -129,4 +130,4 @@ def _judgment(line: str) -> tuple[str, str, int] | None:
         raise InputError(f"it has {len(fields)} fields, and query-id, corpus-id and score are 3")
     if fields[0] == "query-id":
         return None
-    return fields[0], fields[1], int(fields[2])
+    return fields[0], fields[1], whole_number(fields[2])

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from piton_trainer.data.numbers import whole_number
 from piton_trainer.data.retrieval.beir import Beir
 from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.errors import BadConfig
@@ -56,7 +57,7 @@ def _judgments(path: Path, queries: int, skips: Skips) -> Iterator[tuple[int, in
     """Yield query, document and grade of each line; a query is a number up to that of the last one."""
     for place, line in enumerate(_read(path).splitlines(), start=1):
         try:
-            number, document, grade = (int(field) for field in line.split())
+            number, document, grade = (whole_number(field) for field in line.split())
         except ValueError as error:
             why = f"query, document and grade are three numbers: {error}"
         else:

@@ -10,6 +10,7 @@ What the user can mend is a `BadConfig` that names file and line.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from typing import Any
 from piton.contract import InputError
 from piton_trainer.data.csv_table import read_csv, refuse_twice
 from piton_trainer.data.retrieval.beir import Beir
-from piton_trainer.data.retrieval.json_lines import json_object, lossless, parsed, text_of
+from piton_trainer.data.retrieval.json_lines import (
+    expect_object,
+    fields_of,
+    json_object,
+    lossless,
+    parsed,
+    text_of,
+    value_of,
+)
 from piton_trainer.data.skipped import NO_SKIPS, Contradiction, Skip, Skips
 from piton_trainer.data.stream import DAMAGED, open_text, users_fault
 from piton_trainer.errors import BadConfig
@@ -30,6 +39,13 @@ _HEADER_WORDS = (
     frozenset({"positive", "pos", "passage", "answer", "document", "text"}),
 )
 """First two fields of a header; a TSV has none."""
+_COLUMN_WORDS = (
+    "query|queries|question|anchor|positive|pos|passage|answer|document|doc|text|negative|neg|hard|corpus|sentence|"
+    "premise|hypothesis|title|body|context|response|prompt|input|output|source|target|label|score|relevance|rank|id"
+)
+_COLUMN = re.compile(rf"(({_COLUMN_WORDS})s?([ _.-]?([0-9]+|(?={_COLUMN_WORDS})))?)+|[qpdnucsta]id")
+_MADE_NAME = re.compile(r"\S*([_.-]|[0-9]|id|Id|ID)\S*|[a-z]+([A-Z][a-z]+)+")
+"""A name that a program may have, and no word that a text is."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,12 +90,31 @@ def _from_tsv(source: str, skips: Skips) -> Iterator[Example]:
         nonlocal number, first, odd
         fields = line.split("\t")
         number, first = number + 1, first or len(fields)
+        if number == 1:
+            _expect_no_header(fields, source)
         odd = odd or (number if len(fields) != first else 0)
         return _example(fields)
 
     yield from parsed(source, parse, skips)
     if odd:
         _log.warning("%s: its rows have different numbers of fields; row %d is the first that differs", source, odd)
+
+
+def _expect_no_header(fields: list[str], source: str) -> None:
+    """Refuse a first row that is a header without doubt, and say one that may be, or that has ids in place of texts.
+
+    Raises:
+        Contradiction: it is a header.
+    """
+    names = [field.strip() for field in fields]
+    told = " and ".join(names)
+    columns = [name for name in names if _COLUMN.fullmatch(name.casefold())]
+    if len(columns) > 1 and columns[:2] == names[:2] and any(_MADE_NAME.fullmatch(name) for name in columns):
+        raise Contradiction(f"{told} are names of columns and no example; remove the line")
+    if len(columns) == len(names):
+        _log.warning("%s: its first row is %s; remove the line if these are names of columns", source, told)
+    if all(name.replace(".", "").isdecimal() for name in names):
+        _log.warning("%s: its first row is %s; texts are wanted, and not the ids of texts", source, told)
 
 
 def _example(fields: list[str]) -> Example:
@@ -96,12 +131,20 @@ def _example(fields: list[str]) -> Example:
 def _from_json(fields: dict[str, Any]) -> Example:
     if misspelt := _misspelt(fields.keys() - {"query", "positive"}):
         raise InputError(f"field {misspelt}: did you mean negatives?")
-    negatives = fields.get("negatives", fields.get("negative")) or []
-    told = negatives if isinstance(negatives, list) else [negatives]
-    if not all(isinstance(text, str) for text in told):
-        raise InputError("field negatives: there are other things than texts in it")
-    texts = [lossless(text, "negatives") for text in told]
-    return _example([text_of(fields, "query"), text_of(fields, "positive"), *texts])
+    negatives = [text for name in NEGATIVES for text in _negatives(value_of(fields, name), name)]
+    return _example([text_of(fields, "query"), text_of(fields, "positive"), *negatives])
+
+
+def _negatives(told: Any, name: str) -> list[str]:
+    """Return the texts of a field: one, several or none.
+
+    Raises:
+        ValueError: there is something else in it.
+    """
+    texts = told if isinstance(told, list) else [] if told is None else [told]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"field {name}: there are other things than texts in it")
+    return [lossless(text, name) for text in texts]
 
 
 def _misspelt(names: set[str]) -> str | None:
@@ -116,14 +159,12 @@ def _misspelt(names: set[str]) -> str | None:
 def _from_list(source: str, skips: Skips) -> Iterator[Example]:
     with users_fault(source), ExitStack() as stack:
         try:
-            content = json.load(open_text(source, stack))
+            content = json.load(open_text(source, stack), object_pairs_hook=fields_of)
         except (ValueError, RecursionError, *DAMAGED) as error:
             raise BadConfig(f"trainer.config.data: {source} cannot be read as JSON: {error}") from error
     for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
         try:
-            if not isinstance(entry, dict):
-                raise InputError("it is no JSON object")
-            example = _from_json(entry)
+            example = _from_json(expect_object(entry))
         except Contradiction as error:
             raise BadConfig(f"trainer.config.data: {source}, entry {number}: {error}") from error
         except ValueError as error:

@@ -42,10 +42,46 @@ def json_object(line: str) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    found = json.loads(line)
+    return expect_object(json.loads(line, object_pairs_hook=fields_of))
+
+
+class _Twice(dict[str, Any]):
+    """A JSON object in which a field stands twice."""
+
+    names: tuple[str, ...]
+    """Those with two values."""
+
+
+def fields_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; `json` itself takes the last of two values of a field without a word."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked = _Twice(found)
+    marked.names = tuple(name for name, value in pairs if value != found[name])
+    return marked
+
+
+def expect_object(found: Any) -> dict[str, Any]:
+    """Return what `fields_of` made of a JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(found, dict):
         raise InputError("it is no JSON object")
     return found
+
+
+def value_of(found: dict[str, Any], name: str) -> Any:
+    """Return a field of what `fields_of` made; None where it is missing.
+
+    Raises:
+        ValueError: it stands there twice, with two values.
+    """
+    if isinstance(found, _Twice) and name in found.names:
+        raise InputError(f"field {name}: stands twice, with two values")
+    return found.get(name)
 
 
 def text_of(found: dict[str, Any], name: str) -> str:
@@ -54,9 +90,10 @@ def text_of(found: dict[str, Any], name: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(found.get(name), str):
+    text = value_of(found, name)
+    if not isinstance(text, str):
         raise InputError(f"field {name}: there is no text in it")
-    return lossless(found[name], name)
+    return lossless(text, name)
 
 
 def lossless(text: str, name: str) -> str:
@@ -80,7 +117,9 @@ def id_of(found: dict[str, Any], name: str) -> str:
         KeyError: it is missing.
         ValueError: it is something else.
     """
-    value = found[name]
+    if name not in found:
+        raise KeyError(name)
+    value = value_of(found, name)
     if not isinstance(value, str | int | float):
         raise InputError(f"field {name}: has to be a text or a number, not {json.dumps(value)[:40]}")
     return lossless(str(value), name)

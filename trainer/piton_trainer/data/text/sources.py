@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from piton_trainer.data.folders import LeftOut, files_below, is_hidden, printable
+from piton_trainer.data.folders import HIDDEN, LeftOut, files_below, is_hidden, printable
 from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
 from piton_trainer.data.stream import users_fault
 from piton_trainer.errors import BadConfig
@@ -70,7 +70,9 @@ def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
             cache = Cache(cache_folder())
         except ValueError as error:
             raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
-        remotes = [remote for remote in cache.below(bucket, prefix) if _wanted(remote.key, prefix)]
+        below = cache.below(bucket, prefix)
+        remotes = [remote for remote in below if _wanted(remote.key, prefix)]
+        _left_out((remote.key for remote in below), prefix).say(uri)
         for remote, path in zip(remotes, cache.fetch(remotes, uri), strict=True):
             yield str(remote), path.read_bytes()
 
@@ -80,9 +82,26 @@ def _wanted(key: str, prefix: str) -> bool:
 
     Names with a leading dot are no texts, as in a folder on a disk.
     """
-    folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
+    folder = _folder(prefix)
     below = key.removeprefix(folder)
     return key == prefix or (key.startswith(folder) and key.endswith(SUFFIXES) and not is_hidden(below))
+
+
+def _left_out(keys: Iterable[str], prefix: str) -> LeftOut:
+    """Count the objects in a folder that are no texts."""
+    left_out = LeftOut()
+    for key in keys:
+        below = key.removeprefix(_folder(prefix))
+        if key.startswith(_folder(prefix)) and not _wanted(key, prefix) and not key.endswith("/"):
+            if is_hidden(below):
+                left_out.counts[HIDDEN] += 1
+            else:
+                left_out.add(below)
+    return left_out
+
+
+def _folder(prefix: str) -> str:
+    return prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
