@@ -44,13 +44,16 @@ def ours(folder: Path, place: DataContext, batch: int = 7) -> dict[str, float]:
 
 
 def trec_eval(documents: dict[str, str], queries: dict[str, str], grades: Judged) -> float:
-    """As BEIR asks it: a document with the query's name is taken out."""
+    """As BEIR asks it: a document with the query's name is taken out, unless it is an answer with another text."""
     found = vectors(list(documents.values()))
-    run = {}
+    run, competing = {}, {}
     for query in grades:
+        is_answer = grades[query].get(query, 0) > 0 and documents.get(query) != queries[query]
+        out = set() if is_answer else {query}
         scores = -(vectors([queries[query]]) - found).square().sum(1)
-        run[query] = {name: score for name, score in zip(documents, scores.tolist(), strict=True) if name != query}
-    evaluated = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.10"}).evaluate(run)
+        run[query] = {name: score for name, score in zip(documents, scores.tolist(), strict=True) if name not in out}
+        competing[query] = {name: grade for name, grade in grades[query].items() if name not in out}
+    evaluated = pytrec_eval.RelevanceEvaluator(competing, {"ndcg_cut.10"}).evaluate(run)
     return float(np.mean([evaluated[query]["ndcg_cut_10"] for query in grades]))
 
 
@@ -65,6 +68,8 @@ def a_collection(seed: int, documents: int = 60) -> tuple[dict[str, str], dict[s
     grades = {
         query: {name: rng.randint(0, 3) for name in rng.sample([*names, "gone", "lost"], 15)} for query in queries
     }
+    for name, grade in zip(names[1:5], (2, 0, 0, 3), strict=True):  # of the same text, and of another one
+        grades[name][name] = grade
     return corpus, queries, grades
 
 
@@ -76,11 +81,34 @@ def test_any_collection_has_the_figure_of_trec_eval(tmp_path: Path, seed: int) -
     assert found["ndcg_10"] == pytest.approx(trec_eval(documents, queries, grades), abs=1e-6)
 
 
-def test_a_query_does_not_find_itself(tmp_path: Path) -> None:
+def test_a_query_does_not_find_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     documents = {"1": "0 0 0", "2": "0 0 1", "3": "2 2 2"}
-    write_beir(tmp_path / "x", documents, {"1": "0 0 0"}, {"1": {"2": 1, "1": 1}})
-    # The document "1" counts as an answer that cannot be found, and takes no rank from "2".
-    assert ours(tmp_path / "x", FakeRankContext(tmp_path))["ndcg_10"] == pytest.approx(1 / (1 + 1 / np.log2(3)))
+    write_beir(tmp_path / "x", documents, {"1": "0 0 0"}, {"1": {"2": 1}})
+    # The document "1" takes no rank from "2".
+    assert ours(tmp_path / "x", FakeRankContext(tmp_path))["ndcg_10"] == pytest.approx(1)
+    assert caplog.messages == []
+
+
+def test_a_query_that_is_judged_to_find_itself_need_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    documents = {"1": "0 0 0", "2": "0 0 1", "3": "2 2 2"}
+    write_beir(tmp_path / "x", documents, {"1": "0 0 0"}, {"1": {"2": 1, "1": 3}})
+    assert ours(tmp_path / "x", FakeRankContext(tmp_path))["ndcg_10"] == pytest.approx(1)
+    assert caplog.messages == [
+        f"{tmp_path}/x: 1 relevant judgments name the query itself, the first 1; they do not count"
+    ]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_queries_and_documents_that_are_both_counted_are_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shift: int
+) -> None:
+    documents = {f"{number}": f"{number} 0 1" for number in range(20)}
+    queries = {f"{number}": f"{(number + shift) % 20} 0 0" for number in range(20)}
+    grades = {name: {f"{(int(name) + shift) % 20}": 1} for name in queries if name != "19"}
+    write_beir(tmp_path / "x", documents, queries, grades)
+    assert ours(tmp_path / "x", FakeRankContext(tmp_path))["ndcg_10"] == pytest.approx(1)
+    told = f"{tmp_path}/x: 19 relevant judgments name the document that has the name of its query, the first 0; these"
+    assert [message.startswith(told) for message in caplog.messages] == [True] * (1 - shift)
 
 
 def test_fewer_documents_than_ranks_that_count_are_all_there_is(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ It is read once per volume, and mapped from then on: the documents are millions.
 """
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +21,7 @@ from piton_trainer.errors import BadConfig
 
 BEST = 10
 """Grades of each query that are kept for its ideal ranking."""
+_log = logging.getLogger(__name__)
 _ARRAYS = ("own", "codes", "values", "ideal")
 
 
@@ -33,9 +36,12 @@ class Collection:
     grades: Pairs
     """(query, document) -> its grade, where it is more than 0."""
     own: NDArray[np.int64]
-    """Of each query, the document that has its name, which is not an answer to it; -1: none."""
+    """Of each query, the document that has its name and does not compete for it; -1: none. See `_own`."""
     ideal: NDArray[np.float32]
-    """(queries, 10), the best grades of each query, those of missing documents among them; 0 where there are fewer."""
+    """(queries, 10), the best grades of each query, those of missing documents among them; 0 where there are fewer.
+
+    The document that does not compete is none of them.
+    """
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -54,6 +60,7 @@ def save(found: Beir, source: str, folder: Path) -> None:
     """
     if not found.documents or not found.queries:
         raise BadConfig(f"trainer.config.datasets: {source} has no documents, or no queries with judgments")
+    own = _own(found, source)
     names = sorted(found.documents)
     numbers = {name: number for number, name in enumerate(names)}
     rows = [
@@ -65,10 +72,10 @@ def save(found: Beir, source: str, folder: Path) -> None:
     columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
     grades = Pairs.of(columns[:, 0], columns[:, 1], columns[:, 2].astype(np.float32), width=len(names))
     arrays: dict[str, NDArray[Any]] = {
-        "own": np.array([numbers.get(name, -1) for name in found.queries], dtype=np.int64),
+        "own": np.array([numbers[name] if name in own else -1 for name in found.queries], dtype=np.int64),
         "codes": grades.codes,
         "values": grades.values,
-        "ideal": np.array([_best(found.grades[name].values()) for name in found.queries], dtype=np.float32),
+        "ideal": np.array([_best(found.grades[name], own & {name}) for name in found.queries], dtype=np.float32),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
@@ -77,6 +84,34 @@ def save(found: Beir, source: str, folder: Path) -> None:
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _best(grades: Any) -> list[int]:
-    best = sorted((grade for grade in grades if grade > 0), reverse=True)[:BEST]
+def _own(found: Beir, source: str) -> set[str]:
+    """Return the queries whose document of the same name does not compete for them.
+
+    BEIR leaves such a document out, as queries may be documents of the collection. Queries and documents may also be
+    counted from 1 on each. Then nobody means the same text by the same name, and the document may be the answer.
+    """
+    both = found.queries.keys() & found.documents.keys()
+    judged = {name for name in both if found.grades[name].get(name, 0) > 0}
+    answers = {name for name in judged if found.documents[name] != found.queries[name]}
+    if answers:
+        _log.warning(
+            "%s: %d relevant judgments name the document that has the name of its query, the first %s; these documents "
+            "have other texts than the queries and count as answers, which BEIR itself leaves out",
+            source,
+            len(answers),
+            min(answers),
+        )
+    if itself := judged - answers:
+        _log.warning(
+            "%s: %d relevant judgments name the query itself, the first %s; they do not count",
+            source,
+            len(itself),
+            min(itself),
+        )
+    return both - answers
+
+
+def _best(grades: Mapping[str, int], without: set[str]) -> list[int]:
+    relevant = (grade for name, grade in grades.items() if grade > 0 and name not in without)
+    best = sorted(relevant, reverse=True)[:BEST]
     return best + [0] * (BEST - len(best))

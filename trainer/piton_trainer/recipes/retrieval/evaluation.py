@@ -1,7 +1,8 @@
 """nDCG@10 by BEIR's protocol, and what the documents' vectors look like.
 
-Every document is scored for every query, in fp32; a document with the query's own name does not count; the mean is over
-all queries with judgments. The ranks share the documents, and each encodes all queries.
+Every document is scored for every query, in fp32; a document with the query's own name does not count, unless it is
+judged an answer and has another text; the mean is over all queries with judgments. The ranks share the documents, and
+each encodes all queries.
 """
 
 import re
