@@ -60,6 +60,17 @@ def cut(random: Random, file: Path) -> None:
     file.write_bytes(content[: random.randrange(len(content))])
 
 
+def put_zeros(random: Random, file: Path) -> None:
+    """Leave a file as a crash leaves one that was made longer first. Less than a record of a tar file shows nowhere."""
+    content = file.read_bytes()
+    place = random.randrange(len(content))
+    if file.suffix == ".tar":
+        with tarfile.open(file) as tar:
+            headers = [member.offset for member in tar if len(content) - member.offset > tarfile.RECORDSIZE + 1024]
+        place = random.choice([*headers, 0])
+    file.write_bytes(content[:place].ljust(len(content), b"\0"))
+
+
 def double(random: Random, file: Path) -> None:
     file.write_bytes(file.read_bytes() * 2)
 
@@ -107,6 +118,10 @@ def put_header(random: Random, file: Path) -> None:
 
 def half_a_pair(random: Random, file: Path) -> None:
     _with_line(random, file, lambda line: re.sub(r": \"", r': "\\ud83d', line, count=1))
+
+
+def double_value(random: Random, file: Path) -> None:
+    _with_line(random, file, lambda line: re.sub(r'"(query|positive)": ', r'"\1": "other", "\1": ', line, count=1))
 
 
 # Encodings.
@@ -193,13 +208,16 @@ def change_array(random: Random, file: Path) -> None:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     place = random.randrange(len(members))
     name, content = members[place]
-    match random.choice(("lost", "twice", "renamed", "of the other")):
+    match random.choice(("lost", "twice", "renamed", "of the other", "of another shape")):
         case "lost":
             del members[place]
         case "twice":
             members.append((name, content[:-1] + b"\1"))
         case "renamed":
             members[place] = (f"x{name}", content)
+        case "of another shape":
+            digit = content.index(b"'shape': (8") + len("'shape': (")
+            members[place] = (name, content[:digit] + random.choice((b"7", b"9")) + content[digit + 1 :])
         case _:
             members[place] = (name, members[1 - place][1])
     with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
@@ -228,6 +246,22 @@ def change_file(random: Random, file: Path) -> None:
             file.rename(random.choice(classes) / f"moved-{file.name}")
 
 
+def change_shard(random: Random, file: Path) -> None:
+    """Of a folder."""
+    match random.choice(("in capitals", "packed", "a link to nowhere", "without files", "without images")):
+        case "in capitals":
+            file.rename(file.with_suffix(".TAR"))
+        case "packed":
+            file.rename(file.with_suffix(random.choice((".tar.gz", ".tgz"))))
+        case "a link to nowhere":
+            file.unlink()
+            file.symlink_to("nowhere")
+        case "without files":
+            _with_members(file, list.clear)
+        case _:
+            _with_members(file, lambda members: members.__setitem__(slice(None), [("notes.txt", b"x")]))
+
+
 def add_hidden(random: Random, file: Path) -> None:
     for folder in (file.parent, file.parents[1]):
         (folder / ".ipynb_checkpoints").mkdir()
@@ -244,6 +278,7 @@ DAMAGES: Mapping[str, Damage] = {
         Damage(name="byte less", act=remove_byte),
         # A text that ends at a line's end is a shorter text.
         Damage(name="cut", act=cut, spares=_LINES | {"foldoc"}),
+        Damage(name="zeros", act=put_zeros, needs=frozenset({"tar", "checksums"})),
         # All rows twice are rows.
         Damage(name="double", act=double, spares=_LINES | {"foldoc", "files", "tsv.gz", "jsonl.gz"}),
         Damage(name="empty", act=empty, spares=_TEXTS),
@@ -262,6 +297,8 @@ DAMAGES: Mapping[str, Damage] = {
         Damage(name="id", act=change_id, needs=frozenset({"ids"})),
         Damage(name="number", act=change_number, needs=frozenset({"numbers"})),
         Damage(name="member", act=change_member, needs=frozenset({"tar"})),
+        Damage(name="shard", act=change_shard, needs=frozenset({"tar"})),
+        Damage(name="field twice", act=double_value, needs=frozenset({"jsonl", "json"})),
         Damage(name="array", act=change_array, needs=frozenset({"npz"})),
         Damage(name="file", act=change_file, needs=frozenset({"files"})),
         Damage(name="a hidden file", act=add_hidden, needs=frozenset({"files"})),

@@ -47,7 +47,7 @@ class Reader:
 
 def picture(number: int, kind: str = "PNG") -> bytes:
     """An image with a shape that is easily compressed."""
-    pixels = np.full((12, 12, 3), 20 * number, dtype=np.uint8)
+    pixels = np.full((12, 12, 3), 20 * number % 250, dtype=np.uint8)
     pixels[number % 12, :, number % 3] = 250
     pixels[:, number % 7] += 3
     file = io.BytesIO()
@@ -73,8 +73,8 @@ def write_shards(folder: Path) -> str:
     (folder / "x").mkdir()
     for shard in range(2):
         with tarfile.open(folder / "x" / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number in range(4):
-                for suffix, content in (("png", pictures(4 * shard + number)), ("cls", f"{number % 3}".encode())):
+            for number in range(9):
+                for suffix, content in (("png", pictures(9 * shard + number)), ("cls", f"{number % 3}".encode())):
                     info = tarfile.TarInfo(f"{number}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from piton_trainer.checkpoint.format.layout import raise_out_of_space
 from piton_trainer.data.image.image_files import DamagedImage, Form
+from piton_trainer.data.image.origin import Origin, content_of, listing_of
 from piton_trainer.data.image.record_writer import Picture, Recorder, SkippedImage
 from piton_trainer.data.image.records import About, Records
 from piton_trainer.data.image.sources import Source, open_source
@@ -30,6 +33,14 @@ LINES = 20
 """Seconds between two lines on the progress of a preparation without a terminal."""
 
 _log = logging.getLogger(__name__)
+
+
+class WhenChanged(Enum):
+    """The answer to images that are not those of a finished file of records."""
+
+    KEEP = "the records count, as a training has begun with them"
+    RENEW = "they are made anew"
+    REFUSE = "somebody else may use them"
 
 
 def prepare(name: str, path: Path, form: Form, *, threads: int | None = None, most: int = 0) -> None:
@@ -46,10 +57,44 @@ def prepare(name: str, path: Path, form: Form, *, threads: int | None = None, mo
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                skips = Skips(most)
-                _write(open_source(name, form, skips), path, threads or cores(), skips)
+                skips, listing = Skips(most), listing_of(name)
+                _write(open_source(name, form, skips), path, threads or cores(), skips, listing)
             elif skipped := Records(path).skipped:
                 Skips(most).expect_within(skipped, remedy=f"accept more, or delete {path} when the data is mended")
+
+
+def refresh(name: str, path: Path, form: Form, when: WhenChanged, *, threads: int | None = None, most: int = 0) -> None:
+    """Compare a finished file of records with its source, where that is still there. Call it on one rank only.
+
+    Raises:
+        BadConfig: the images are other ones, and `when` says so; or they cannot be read.
+    """
+    made_of = Origin.load(path) if path.exists() else None
+    listing = None if made_of is None else listing_of(name)
+    if made_of is None or listing is None or listing == made_of.listing:
+        return
+    if when is WhenChanged.KEEP:
+        _log.warning(
+            "%s: files were added, removed or written since %s was made of them; the run goes on with the images that "
+            "it began with",
+            name,
+            path,
+        )
+        return
+    source = open_source(name, form, Skips(most))
+    with raise_out_of_space(path.parent), _locked(path.with_name(f".{path.name}.lock")):
+        with ThreadPoolExecutor(threads or cores(), thread_name_prefix="piton-prepare") as pool:
+            content = content_of(source.digest, pool.map(source.stamp, range(len(source))))
+        if content == made_of.content:
+            replace(made_of, listing=listing).save(path)
+            return
+        if when is WhenChanged.REFUSE:
+            raise BadConfig(
+                f"trainer.config.data: {path} was made of other images than {name} has now; delete the file to have it "
+                "made anew, or bring the images back"
+            )
+        _log.warning("%s: its images are not those that %s was made of; the file is made anew", name, path)
+        path.unlink(missing_ok=True)
 
 
 def verify(path: Path) -> None:
@@ -65,7 +110,7 @@ def verify(path: Path) -> None:
             bar.advance()
 
 
-def _write(source: Source, path: Path, threads: int, skips: Skips) -> None:
+def _write(source: Source, path: Path, threads: int, skips: Skips, listing: str | None) -> None:
     about = About(source=source.digest, classes=source.classes)
     with Recorder(path, about) as recorder, ThreadPoolExecutor(threads, thread_name_prefix="piton-prepare") as pool:
         first = _keep_what_is_same(source, recorder, pool, AT_ONCE * threads, skips)
@@ -81,7 +126,16 @@ def _write(source: Source, path: Path, threads: int, skips: Skips) -> None:
                 bar.advance()
         if not len(recorder):
             raise BadConfig(f"trainer.config.data: not one image of {path.name} can be used")
+        if listing is not None:
+            Origin(listing=listing, content=content_of(source.digest, _stamps(recorder))).save(path)
         recorder.finish(skips)
+
+
+def _stamps(recorder: Recorder) -> Iterator[bytes]:
+    """Yield the stamps of all images, in the order of the source: those that were written, and those left out."""
+    written, skipped = iter(recorder.stamps()), recorder.skipped()
+    for number in range(len(recorder) + len(skipped)):
+        yield skipped[number].stamp if number in skipped else next(written)
 
 
 def _skip(image: DamagedImage, skips: Skips) -> None:

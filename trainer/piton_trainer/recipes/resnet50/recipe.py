@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from piton_trainer.data.image.images import Batch, ShuffledImages, in_turn
 from piton_trainer.errors import BadConfig
-from piton_trainer.recipes.protocol import RecipeContext, Stateful
+from piton_trainer.recipes.protocol import DataContext, RecipeContext, Stateful
 from piton_trainer.recipes.resnet50 import prepare
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.data import Classes, Data
@@ -25,14 +25,6 @@ from piton_trainer.runtime.resources import cores
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours, from 0 to 1: what every published ResNet was trained with."""
 TOP = 5
-
-
-class Host(RecipeContext, Protocol):
-    """A place with a volume."""
-
-    @property
-    def directory(self) -> Path:
-        """The directory of the checkpoints; files of records lie beside it."""
 
 
 class Resnet:
@@ -160,12 +152,13 @@ class Resnet:
         return numbers
 
 
-def build(config: ResnetConfig, place: Host) -> Resnet:
+def build(config: ResnetConfig, place: DataContext) -> Resnet:
     """The recipe, with its files of records made and opened.
 
     Raises:
         BadConfig: the images are missing or cannot be used.
     """
+    place.run_cache.on_main(partial(prepare.refresh, config, place.directory))
     paths = prepare.files(config, place.directory)
     return Resnet(config, place, Data(paths, config.validation_fraction, config.max_skipped))
 
