@@ -47,7 +47,7 @@ def spoil(*paths: str, content: bytes = b"no image") -> Callable[[Path], object]
 
 def spoil_members(folder: Path) -> None:
     """A label and an image of two shards."""
-    for shard, old, new in (("0.tar", b"1" + bytes(511), b"x" + bytes(511)), ("1.tar", pictures(6), bytes(40))):
+    for shard, old, new in (("0.tar", b"1" + bytes(511), b"x" + bytes(511)), ("1.tar", pictures(11), bytes(40))):
         content = (folder / "x" / shard).read_bytes()
         assert old in content
         (folder / "x" / shard).write_bytes(content.replace(old, new.ljust(len(old), b"\0"), 1))

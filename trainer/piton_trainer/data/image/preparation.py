@@ -41,10 +41,19 @@ class WhenChanged(Enum):
     KEEP = "the records count, as a training has begun with them"
     RENEW = "they are made anew"
     REFUSE = "somebody else may use them"
+    TRUST = "nobody looks: another rank has"
 
 
-def prepare(name: str, path: Path, form: Form, *, threads: int | None = None, most: int = 0) -> None:
-    """Make the file of records of what a config's `data` names, unless it is there.
+def prepare(
+    name: str,
+    path: Path,
+    form: Form,
+    *,
+    threads: int | None = None,
+    most: int = 0,
+    when: WhenChanged = WhenChanged.RENEW,
+) -> None:
+    """Make the file of records of what a config's `data` names, unless it is there and made of the same images.
 
     Up to `most` damaged images are left out. A file that is there counts, unless more are left out of it: without a
     damage that is not accepted, each setting makes the same file.
@@ -53,6 +62,8 @@ def prepare(name: str, path: Path, form: Form, *, threads: int | None = None, mo
         BadConfig: the source is not there, cannot be used, or more images are damaged.
         OutOfSpace: the disk is full; what is written stays, and is continued.
     """
+    if when is not WhenChanged.TRUST:
+        refresh(name, path, form, when, threads=threads, most=most)
     with raise_out_of_space(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
