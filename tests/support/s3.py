@@ -194,6 +194,8 @@ class Proxy(LocalServer):
         """Headers that answers to HEAD leave out, in small letters."""
         self.dropped_of_writes: set[str] = set()
         """The same for answers to PUT."""
+        self.alter: Callable[[str, str, HTTPResponse, bytes], bytes] | None = None
+        """Called with method, path and answer of the server; it may change status and headers, and returns the body."""
         self.weather: Callable[[], Fault | None] | None = None
         """Called for each request that no fault of `fail` takes."""
         self._faults: list[Fault] = []
@@ -243,6 +245,8 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
                 connection.request(self.command, self.path, body, dict(self.headers))
                 answer = connection.getresponse()
                 data = answer.read()
+            if proxy.alter is not None:
+                data = proxy.alter(self.command, self.path, answer, data)
             proxy.fetched += len(data)
             if fault is None:
                 self._answer(answer, data)
@@ -259,7 +263,8 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
                 if name.lower() not in _OF_THE_HOP | dropped:
                     self.send_header(name, value)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
-            self.send_header("Content-Length", length or "0")
+            if self.command != "HEAD" or "content-length" not in proxy.dropped:
+                self.send_header("Content-Length", length or "0")
             self.end_headers()
             self.wfile.write(data if sent is None else sent)
 

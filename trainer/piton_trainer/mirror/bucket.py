@@ -17,9 +17,9 @@ from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint.format.file_digest import FileDigest
 from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.s3 import ObjectNotFound, S3Error, Tuning, always, uncounted
-from piton_trainer.s3.answers import is_web_page, no_server
+from piton_trainer.s3.answers import is_weak, is_web_page, no_server, unsupported
 from piton_trainer.s3.checksums import fingerprint
-from piton_trainer.s3.client import S3Connection, head_object, translate_errors
+from piton_trainer.s3.client import S3Connection, head_object, list_objects, translate_errors
 from piton_trainer.s3.reader import ObjectReader
 
 _DELETE_MAX = 1000
@@ -104,6 +104,8 @@ class Bucket:
             PreconditionFailed: the object has another version.
             S3Error: the request failed, or the object is not encrypted as it should be.
         """
+        if version is not None and is_weak(version):
+            raise unsupported("PutObject", f"the ETag of {'/'.join(parts)} is weak, {version}, and guards no write")
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"} if is_new else {}
         with translate_errors():
             answer = self._client.put_object(
@@ -195,15 +197,10 @@ class Bucket:
     def folders(self) -> dict[str, list[str]]:
         """Return the names of the objects in each folder, by the name of the folder."""
         found: dict[str, list[str]] = {}
-        with translate_errors():
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.place.bucket, Prefix=self.place.prefix
-            )
-            for page in pages:
-                for item in page.get("Contents", []):
-                    folder, _, name = item["Key"].removeprefix(self.place.prefix).partition("/")
-                    if name:
-                        found.setdefault(folder, []).append(name)
+        for item in list_objects(self._client, self.place.bucket, self.place.prefix):
+            folder, _, name = item["Key"].removeprefix(self.place.prefix).partition("/")
+            if name:
+                found.setdefault(folder, []).append(name)
         return found
 
     def delete(self, folder: str, files: list[str]) -> None:

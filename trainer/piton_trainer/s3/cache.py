@@ -33,7 +33,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import PreconditionFailed, S3Error, Tuning
 from piton_trainer.s3.checksums import as_s3_writes
-from piton_trainer.s3.client import S3Connection, head_object, translate_errors
+from piton_trainer.s3.client import S3Connection, head_object, list_objects, translate_errors
 from piton_trainer.s3.reader import ObjectReader, whole_pieces
 
 logger = logging.getLogger(__name__)
@@ -98,12 +98,12 @@ class Cache:
     def _list(self, bucket: str, prefix: str) -> list[Remote]:
         client = self._connection.client
         try:
-            items = _items(client, bucket, prefix)
+            items = list_objects(client, bucket, prefix)
         except S3Error as trouble:
             if not trouble.needs_new_client:
                 raise
             self._connection.renew(trouble, client)
-            items = _items(self._connection.client, bucket, prefix)
+            items = list_objects(self._connection.client, bucket, prefix)
         found = [Remote(bucket=bucket, key=item["Key"], etag=item["ETag"], size=item["Size"]) for item in items]
         return sorted(found, key=lambda remote: remote.key)
 
@@ -153,7 +153,7 @@ class Cache:
         at, version = (remote.bucket, remote.key), remote.etag
         try:
             with translate_errors():
-                head = head_object(self._connection.client, *at, ChecksumMode="ENABLED", IfMatch=version)
+                head = head_object(self._connection.client, *at, version=version, ChecksumMode="ENABLED")
         except PreconditionFailed as error:
             raise S3Error("PreconditionFailed", f"{remote} was written to while it was read") from error
         source = ObjectReader(self._connection, *at, size=remote.size, etag=version, tuning=self._tuning)
@@ -167,12 +167,6 @@ class Cache:
         if problem := _what_is_wrong(part, remote, head):
             part.unlink()
             raise S3Error("Checksum", f"{remote} {problem}")
-
-
-def _items(client: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
-    with translate_errors():
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return [item for page in pages for item in page.get("Contents", [])]
 
 
 def _digest(*parts: str) -> str:

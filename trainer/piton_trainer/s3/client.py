@@ -18,7 +18,7 @@ from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import HTTPError
 
 from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, Tuning
-from piton_trainer.s3.answers import check_answer
+from piton_trainer.s3.answers import CHECKED, check_answer, check_fields, check_version, condition_on, unsupported
 
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
 _OVERTAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
@@ -81,16 +81,20 @@ def connect(tuning: Tuning, session: boto3.session.Session | None = None) -> Any
         )
     client.meta.events.register("needs-retry.s3", _Retry(tuning.tries))
     client.meta.events.register("before-parse.s3", check_answer)
+    for operation in CHECKED:  # each by its name: boto3's own handlers take the fields for granted
+        client.meta.events.register_first(f"after-call.s3.{operation}", check_fields)
     return client
 
 
-def head_object(client: Any, bucket: str, key: str, **options: Any) -> dict[str, Any]:
-    """Return the metadata of an object.
+def head_object(client: Any, bucket: str, key: str, *, version: str | None = None, **options: Any) -> dict[str, Any]:
+    """Return the metadata of an object, in this version if one is given.
 
     A HEAD that fails has no body with the reason, so the reason is asked for by a GET of one byte: the true code, or
     that no S3 server has answered.
     """
     at = {"Bucket": bucket, "Key": key}
+    if version is not None:
+        options |= condition_on(version)
     try:
         answer: dict[str, Any] = client.head_object(**at, **options)
     except ClientError as error:
@@ -98,7 +102,24 @@ def head_object(client: Any, bucket: str, key: str, **options: Any) -> dict[str,
         if _code_of(error) in _UNEXPLAINED or headers.get("content-type", "").startswith("text/html"):
             client.get_object(**at, Range="bytes=0-0")["Body"].close()
         raise
+    if version is not None:
+        check_version(f"s3://{bucket}/{key}", answer, version)
     return answer
+
+
+def list_objects(client: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
+    """Return the objects with this prefix, each with its `Key`, `Size` and `ETag`.
+
+    Raises:
+        S3Error: the request failed, or the server lists other objects too.
+    """
+    with translate_errors():
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        items = [item for page in pages for item in page.get("Contents", [])]
+    strange = next((item["Key"] for item in items if not item["Key"].startswith(prefix)), None)
+    if strange is not None:
+        raise unsupported("ListObjectsV2", f"asked for the prefix {prefix}, it lists {strange}")
+    return items
 
 
 def _new_session() -> boto3.session.Session:

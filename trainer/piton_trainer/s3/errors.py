@@ -79,12 +79,14 @@ _USERS = {
     "NotEncrypted": "use a server that does, or remove the setting",
     "NotImplemented": _UNSUPPORTED,
     "NotSignedUp": "ask whoever owns the account",
+    "PaginationError": _UNSUPPORTED,
     "ParamValidationError": _NAME,
     "PartialCredentialsError": _NO_KEYS,
     "PermanentRedirect": _REGION,
     "ProfileNotFound": "put AWS_PROFILE right",
     "QuotaExceeded": "raise the quota of the bucket, or make room in it",
     "SignatureDoesNotMatch": _WRONG_KEYS,
+    "Unsupported": _UNSUPPORTED,
     "XMinioAdminBucketQuotaExceeded": "raise the quota of the bucket, or make room in it",
 }
 _CHANGEABLE_KEYS = frozenset({"InvalidAccessKeyId", "NoCredentialsError", "PartialCredentialsError", "403"})

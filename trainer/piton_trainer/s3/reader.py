@@ -5,9 +5,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 from piton_trainer.s3 import PreconditionFailed, S3Error, Tuning
+from piton_trainer.s3.answers import check_piece, condition_on
 from piton_trainer.s3.client import S3Connection, translate_errors
 
 PIECE_BYTES = 8 << 20
@@ -70,8 +72,10 @@ class ObjectReader:
 
     def _read(self, client: Any, start: int, end: int) -> bytes:
         with translate_errors():
-            answer = client.get_object(**self._at, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
-            data: bytes = answer["Body"].read()
+            answer = client.get_object(**self._at, Range=f"bytes={start}-{end - 1}", **condition_on(self._etag))
+            with closing(answer["Body"]) as body:
+                check_piece(self._uri, answer, first=start, end=end, size=self.size, etag=self._etag)
+                data: bytes = body.read()
         if len(data) != end - start:
             raise S3Error("Short", f"{self._uri} gave {len(data)} bytes instead of {end - start}")
         return data
