@@ -1,6 +1,8 @@
 """`piton checkpoint`, on the checkpoints of a real run of the tiny model."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from torch.distributed.checkpoint import state_dict_loader
 
 from cli.conftest import Piton
 from cli.test_bad_input import assert_one_sentence
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton_trainer.checkpoint import export as exporter
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.state.weights_digest import weights_digest
 from support import tiny
@@ -256,6 +259,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown metric": (["prune", "checkpoints", "--keep-last", "1", "--metric", "f1"], "no checkpoint has a metric f1"),
     "unknown format": (["export", "checkpoints", "out", "--format", "hdf5"], "'hdf5' is not one of"),
     "all as safetensors": (["export", "checkpoints", "out", "--format", "safetensors"], "say --weights-only"),
+    "a bucket": (["prune", "s3://bucket/run", "--keep-last", "1"], "s3://bucket/run is in a bucket; name a file"),
+    "a bucket in capitals": (["export", "S3://bucket/run", "out", "--format", "dcp"], "S3://bucket/run is in a bucket"),
+    "a bucket for a folder": (["restore", "s3://bucket/run", "s3://bucket/too"], "s3://bucket/too is in a bucket"),
+    "a bucket with one slash": (
+        ["ls", "S3:/bucket/run"],
+        "s3:/bucket/run is no place in a bucket; write it like s3://",
+    ),
     "out is there": (["export", "checkpoints", "file", "--format", "dcp"], "file is there already"),
     "no such weights": (
         ["export", "checkpoints", "out", "--format", "torch", "--weights-only", "--weights", "gan"],
@@ -276,3 +286,16 @@ def test_bad_input_is_one_sentence(
     assert_one_sentence(piton("checkpoint", *arguments), words)
     assert steps_left(run) == list(STEPS)
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_an_export_to_a_folder_that_takes_no_files_says_why(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(exporter, "TemporaryFile", refuse)
+
+    with pytest.raises(InputError, match=rf"out cannot be written: {os.strerror(number)}; name another place"):
+        exporter.check_place(tmp_path / "out")

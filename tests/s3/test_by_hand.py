@@ -47,7 +47,7 @@ def test_people_see_what_is_in_the_bucket(
 
     assert call(monkeypatch, "ls", f"{uri}/run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert call(monkeypatch, "ls", f"{uri}/run", "--json") == 0
+    assert call(monkeypatch, "ls", f"S3{uri[2:]}/run", "--json") == 0
     found = json.loads(capsys.readouterr().out)
 
     assert [line.split()[0] for line in lines[1:3]] == ["6", "4"]

@@ -184,7 +184,7 @@ def ls(*, place: str, as_json: bool) -> int:
     """List what is there. Names and sizes are looked at; `verify` looks at every byte."""
     from piton.cli import buckets, checkpoints
 
-    if place.startswith("s3://"):
+    if place.startswith("s3:/"):
         return buckets.ls(place, as_json=as_json)
     return checkpoints.ls(checkpoints.directory_of(Path(place)), as_json=as_json)
 
@@ -197,7 +197,7 @@ def verify(*, place: str, step: int | None, as_json: bool) -> int:
     """Read and hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
     from piton.cli import buckets, checkpoints
 
-    if place.startswith("s3://"):
+    if place.startswith("s3:/"):
         return buckets.verify(place, step=step, as_json=as_json)
     return checkpoints.verify(checkpoints.directory_of(Path(place)), step=step, as_json=as_json)
 
@@ -270,7 +270,7 @@ def export(
 
 
 @checkpoint.command()
-@click.argument("uri")
+@click.argument("uri", type=PLACE)
 @click.argument("directory", metavar="DIR", type=PATH)
 def restore(*, uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+_BUCKET = re.compile(r"s3:(?=/)", re.IGNORECASE)
+
 
 def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
     """Return the amount as it is written; None where the option is not given."""
@@ -16,7 +18,10 @@ def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | N
 
 
 class NamedPlace(click.ParamType[Any]):
-    """A file, a folder or a bucket. An empty text, as of a variable that is not set, would be the current folder."""
+    """A file, a folder or a bucket. An empty text, as of a variable that is not set, would be the current folder.
+
+    The URI of a bucket, in any spelling, is no file: as a path it would lose a slash, and no message would name it.
+    """
 
     def __init__(self, kind: Callable[[str], object]) -> None:
         self.name = "path"
@@ -26,10 +31,14 @@ class NamedPlace(click.ParamType[Any]):
         """Return the place that the text names.
 
         Raises:
-            BadParameter: the text is empty.
+            BadParameter: the text is empty, or names a bucket where only a file or folder can be.
         """
         if value == "":
             self.fail("it is empty; name the file or folder", param, ctx)
+        if isinstance(value, str) and (scheme := _BUCKET.match(value)):
+            if self._kind is Path:
+                self.fail(f"{value} is in a bucket; name a file or folder of this machine", param, ctx)
+            value = f"s3:{value[scheme.end() :]}"
         return self._kind(value)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -74,12 +75,17 @@ def check_place(out: Path) -> None:
     """Refuse an output path that cannot be written, before anything is read.
 
     Raises:
-        ValueError: the path exists, or its parent folder does not.
+        ValueError: the path exists, or its parent folder does not or cannot be written to.
     """
     if out.exists():
         raise InputError(f"{out} is there already; name another place")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder; make it first")
+    try:
+        with TemporaryFile(dir=out.parent):  # torch's own errors do not say why a folder takes no file
+            pass
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}; name another place") from error
 
 
 def place(out: Path, write: Callable[[Path], None]) -> None:
