@@ -128,3 +128,51 @@ def test_a_folder_that_holds_nothing_but_what_was_restored_can_become_a_runs(
     (root / "notes.txt").unlink()
     (root / "checkpoints" / "MIRROR").unlink()
     assert not own_files.is_restored(root, own_files.RUN)
+
+
+@pytest.mark.parametrize("left", ["step-000000008", "step-000000006", "weights-000000003", "COMPLETE.json"])
+def test_a_restore_by_hand_touches_no_checkpoints_that_nothing_is_mirrored_of(
+    left: str, lost: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = tmp_path / "stranger"
+    (stranger / left).mkdir(parents=True)
+
+    assert restore_by_hand(monkeypatch, f"{lost.uri}/run", stranger) == 2
+
+    assert "holds the checkpoints of another run" in capsys.readouterr().err
+    assert [path.name for path in stranger.iterdir()] == [left]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("state", ["{}", '{"name": "hand", "created": "", "spec": {}, "status": {}}'])
+def test_a_runs_folder_stands_for_its_checkpoints(
+    state: str, is_there: bool, lost: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "hand"
+    root.mkdir()
+    (root / "state.json").write_text(state)
+    if is_there:
+        (root / "checkpoints").mkdir()
+    elif state == "{}":
+        pytest.skip("nothing says that it is a run's")
+
+    assert restore_by_hand(monkeypatch, f"{lost.uri}/run", root) == 0
+
+    assert {path.name for path in root.iterdir()} == {"state.json", "checkpoints"}
+    assert {path.name for path in (root / "checkpoints").iterdir()} == {"MIRROR", "step-000000006"}
+
+
+def test_a_restore_that_fails_proves_nothing(
+    lost: Volume, bucket: Contents, proxy: s3.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.fail(method="GET", key="distcp", code="InvalidObjectState", times=1000)
+    assert restore_by_hand(monkeypatch, f"{lost.uri}/run", tmp_path / "mine") == 2
+    proxy.heal()
+    before = bucket.folders(), bucket.latest()
+
+    assert not (tmp_path / "mine" / "MIRROR").exists()
+    new = Volume(tmp_path / "mine", lost.uri, attempt=1, uid="new")
+    assert new.restored(None) is None
+    new.commit(2)
+    new.mirrored(2)
+    assert (bucket.folders(), bucket.latest()) == before

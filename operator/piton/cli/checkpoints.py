@@ -51,14 +51,19 @@ def directory_of(place: Path) -> Path:
     A folder that has checkpoints of its own is meant itself, whatever else lies in it.
     """
     inside = place / "checkpoints"
-    if not inside.is_dir() or any(_is_of_checkpoints(path.name) for path in place.iterdir()):
+    if not inside.is_dir() or any(_is_of_a_volume(path.name) for path in place.iterdir()):
         return place
     return inside
 
 
-def _is_of_checkpoints(name: str) -> bool:
+def _is_of_a_volume(name: str) -> bool:
+    return is_of_checkpoints(name) or name == names.FENCE_FILE
+
+
+def is_of_checkpoints(name: str) -> bool:
+    """True if a file or folder of this name is a checkpoint, or the proof of a finished run."""
     is_step = names.parse_step_folder(name) is not None or names.parse_weights_folder(name) is not None
-    return is_step or name in (names.FENCE_FILE, names.COMPLETE_FILE)
+    return is_step or name == names.COMPLETE_FILE
 
 
 def ls(directory: Path, *, as_json: bool) -> int:

@@ -111,7 +111,7 @@ class Manifest:
                 created=str(fields["created"]),
                 weights_only=fields.get("weightsOnly", False) is True,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"the manifest has no good {error}") from error
         if not manifest.files or any("/" in name or name.startswith(".saving") for name in manifest.files):
             raise ValueError("the manifest lists no files, or files outside its own folder")
@@ -194,7 +194,7 @@ def _digest(body: str) -> str:
 def _load(text: str, what: str, version: int, *older: int) -> dict[str, Any]:
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the {what} is torn: {error}") from error
     found = fields.get("format") if isinstance(fields, dict) else None
     if isinstance(found, int) and found > version:

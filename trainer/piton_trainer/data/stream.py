@@ -178,7 +178,7 @@ class _Stream(io.RawIOBase):
 def _look(uri: str) -> tuple[Any, dict[str, Any]]:
     """Return a connection, and what S3 says of the object."""
     from piton_trainer.s3.answers import no_server
-    from piton_trainer.s3.client import S3Connection, head_object, translate_errors
+    from piton_trainer.s3.client import S3Connection, head_object
 
     bucket, key = _place(uri)
     with users_fault(uri):
@@ -186,8 +186,7 @@ def _look(uri: str) -> tuple[Any, dict[str, Any]]:
             connection = S3Connection(Tuning())
         except ValueError as error:
             raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
-        with translate_errors():
-            head = head_object(connection.client, bucket, key)
+        head = connection.call(lambda client: head_object(client, bucket, key))
         if head.get("ContentType", "").startswith("text/html") and not key.endswith((".html", ".htm")):
             raise no_server("HeadObject", f"{key} is a web page")
         return connection, head

@@ -13,24 +13,36 @@ from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint.inspect import CheckpointInfo
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.keys import Latest, parse_folder
-from piton_trainer.mirror.upload import read_latest
-from piton_trainer.s3 import ObjectNotFound
+from piton_trainer.mirror.upload import RECORD_KINDS, read_latest
+from piton_trainer.s3 import ObjectNotFound, S3Error
 
 
-def listing(bucket: Bucket) -> tuple[Latest | None, list[CheckpointInfo]]:
-    """Return the record, and all folders with the name of a checkpoint, newest first.
+def record(bucket: Bucket) -> tuple[Latest | None, S3Error | None]:
+    """Return the record, and the error if it is not valid.
 
     Raises:
-        ValueError: the record is not valid.
         S3Error: the bucket does not answer.
     """
-    latest, _ = read_latest(bucket)
+    try:
+        return read_latest(bucket)[0], None
+    except S3Error as trouble:
+        if trouble.kind not in RECORD_KINDS:
+            raise
+        return None, trouble
+
+
+def listing(bucket: Bucket) -> list[CheckpointInfo]:
+    """Return all folders with the name of a checkpoint, newest first.
+
+    Raises:
+        S3Error: the bucket does not answer.
+    """
     found = [
         _look(bucket, folder, step, set(files))
         for folder, files in bucket.folders().items()
         if (step := parse_folder(folder)) is not None
     ]
-    return latest, sorted(found, key=lambda item: (item.step, item.folder), reverse=True)
+    return sorted(found, key=lambda item: (item.step, item.folder), reverse=True)
 
 
 def _look(bucket: Bucket, folder: str, step: int, there: set[str]) -> CheckpointInfo:

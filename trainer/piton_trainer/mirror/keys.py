@@ -22,6 +22,10 @@ _URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]+)(/(?P<prefix>.*))?")
 _FOLDER = re.compile(rf"{names.STEP_PREFIX}(?P<step>[0-9]{{9,}})-[0-9a-f]{{{_DIGEST_LETTERS}}}")
 
 
+class NewerRecordError(InputError):
+    """The record is one of a newer version."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BucketPrefix:
     """A bucket, and the prefix of every key in it."""
@@ -100,11 +104,13 @@ class Latest:
         """Parse the text of the object.
 
         Raises:
+            NewerRecordError: a newer version of Piton wrote it.
             ValueError: it is not a valid record.
         """
         try:
             fields: dict[str, Any] = json.loads(text)
-            newest = fields["newest"] if fields["format"] == _FORMAT else fields["a format that we know"]
+            _check(fields)
+            newest = fields["newest"]
             return cls(
                 attempt=int(fields["attempt"]),
                 owner=str(fields["owner"]),
@@ -113,5 +119,24 @@ class Latest:
                 base=int(fields.get("base", 0)),
                 newest=None if newest is None else Pointer(step=int(newest["step"]), folder=str(newest["folder"])),
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{LATEST} in the bucket is not one of ours ({error})") from error
+        except NewerRecordError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{LATEST} in the bucket is not one of ours ({why})") from error
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Check the format, and that the lineage is one word, as it stands on volumes.
+
+    Raises:
+        NewerRecordError: a newer version of Piton wrote the record.
+        ValueError: it is not a valid record.
+    """
+    version = fields["format"]
+    if isinstance(version, int) and version > _FORMAT:
+        raise NewerRecordError(f"{LATEST} in the bucket has format {version}, which a newer Piton writes")
+    if version != _FORMAT:
+        raise ValueError(f"its format is {version!r}")
+    if len(str(fields["lineage"]).split()) != 1:
+        raise ValueError("its lineage is not one word")

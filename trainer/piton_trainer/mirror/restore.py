@@ -29,9 +29,11 @@ _FILES_AT_ONCE = 4
 
 
 def restore(
-    bucket: Bucket, latest: Latest, directory: Path, *, newer_than: int, meter: TransferMeter | None = None
+    bucket: Bucket, latest: Latest | None, directory: Path, *, newer_than: int, meter: TransferMeter | None = None
 ) -> int | None:
     """Fetch the newest complete checkpoint, if it is newer than this step; return its step, or None.
+
+    Without a record (`latest` is None) the newest of all folders is taken.
 
     Raises:
         OutOfSpace: the volume is full. No partial download is left on it.
@@ -64,11 +66,13 @@ def sweep(directory: Path, *, keep: str | None = None) -> None:
             layout.discard(entry)
 
 
-def _candidates(bucket: Bucket, latest: Latest) -> list[str]:
+def _candidates(bucket: Bucket, latest: Latest | None) -> list[str]:
     """Return the folder that `latest` names, then the complete older ones, newest first."""
-    if latest.newest is None:
+    if latest is not None and latest.newest is None:
         return []
     whole = [name for name, files in bucket.folders().items() if names.MANIFEST_FILE in files]
+    if latest is None or latest.newest is None:
+        return sorted((name for name in whole if parse_folder(name) is not None), reverse=True)
     older = [name for name in whole if (parse_folder(name) or 0) <= latest.newest.step and name != latest.newest.folder]
     return [latest.newest.folder, *sorted(older, reverse=True)]
 

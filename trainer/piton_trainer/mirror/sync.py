@@ -23,7 +23,7 @@ from piton_trainer.mirror.messages import MirrorSettings, MirrorState, Transfer
 from piton_trainer.mirror.ownership import NotOurs
 from piton_trainer.mirror.restore import restore, sweep
 from piton_trainer.mirror.transfer import TransferMeter
-from piton_trainer.mirror.upload import Uploader, read_latest
+from piton_trainer.mirror.upload import RECORD_KINDS, Uploader, read_latest, read_lineage
 from piton_trainer.s3 import S3Error
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class BucketSync:
             VolumeLost: the volume fails; or the bucket does not answer until the timeout, so another attempt should
                 try; or a newer version of Piton wrote its checkpoint.
         """
-        if newer_than is None and self._settings.attempt == 1:
+        if newer_than is None and self._settings.attempt == 1 and not self._knows_a_bucket():
             return None  # there was no attempt before
         delays = self._delays()
         renewed: set[str] = set()
@@ -87,11 +87,11 @@ class BucketSync:
                 if newer_than is not None:
                     return None
                 self._wait_for_bucket(trouble, delays)
-            except ValueError as error:
-                if newer_than is None:
-                    raise BadConfig(f"the volume has no checkpoint, and of {self._settings.place}: {error}") from error
-                self._log("Foreign", f"nothing is restored from {self._settings.place}: {error}")
-                return None
+
+    def _knows_a_bucket(self) -> bool:
+        """True if the volume had checkpoints of a bucket: those that were restored by hand may be lost again."""
+        with layout.translate_os_errors(self._settings.directory):
+            return read_lineage(self._settings.directory) is not None
 
     def _wait_for_bucket(self, trouble: S3Error, delays: Iterator[float | None]) -> None:
         """Wait before the next try to restore to a volume without a checkpoint.
@@ -101,7 +101,8 @@ class BucketSync:
             VolumeLost: the patience is over.
         """
         if trouble.is_refusal:
-            raise BadConfig(f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}") from trouble
+            how = "cannot be used" if trouble.kind in RECORD_KINDS else "refuses"
+            raise BadConfig(f"the volume has no checkpoint, and {self._settings.place} {how}: {trouble}") from trouble
         delay = next(delays)
         if delay is None:
             raise VolumeLost(

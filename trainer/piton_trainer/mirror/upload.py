@@ -20,7 +20,7 @@ from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 from piton_trainer.checkpoint.retention import steps_to_delete
 from piton_trainer.mirror.bucket import Bucket
-from piton_trainer.mirror.keys import LATEST, Latest, Pointer, folder_of, parse_folder
+from piton_trainer.mirror.keys import LATEST, Latest, NewerRecordError, Pointer, folder_of, parse_folder
 from piton_trainer.mirror.messages import MirrorSettings
 from piton_trainer.mirror.ownership import Claimant, Lineage, NotOurs, claim
 from piton_trainer.mirror.transfer import TransferMeter
@@ -30,19 +30,27 @@ logger = logging.getLogger(__name__)
 
 _FILES_AT_ONCE = 4
 _HOUSEKEEPING_TRIES = 3
+NO_RECORD, NEWER_RECORD = "NoRecord", "NewerRecord"
+RECORD_KINDS = frozenset({NO_RECORD, NEWER_RECORD})
+"""Errors of the record alone: the checkpoints beside it may be whole."""
 
 
 def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
     """Return the record in the bucket and its version; None for both if the bucket is new.
 
     Raises:
-        ValueError: the record is not valid.
+        S3Error: the bucket does not answer; or of a kind of `RECORD_KINDS`: the record is not valid.
     """
     try:
         text, version = bucket.read(LATEST)
     except ObjectNotFound:
         return None, None
-    return Latest.from_json(text), version
+    try:
+        return Latest.from_json(text), version
+    except NewerRecordError as error:
+        raise S3Error(NEWER_RECORD, str(error)) from error
+    except ValueError as error:
+        raise S3Error(NO_RECORD, str(error)) from error
 
 
 def read_lineage(directory: Path) -> Lineage | None:

@@ -33,7 +33,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import PreconditionFailed, S3Error, Tuning
 from piton_trainer.s3.checksums import as_s3_writes
-from piton_trainer.s3.client import S3Connection, head_object, list_objects, translate_errors
+from piton_trainer.s3.client import S3Connection, head_object, list_objects
 from piton_trainer.s3.reader import ObjectReader, whole_pieces
 
 logger = logging.getLogger(__name__)
@@ -96,14 +96,7 @@ class Cache:
         return found
 
     def _list(self, bucket: str, prefix: str) -> list[Remote]:
-        client = self._connection.client
-        try:
-            items = list_objects(client, bucket, prefix)
-        except S3Error as trouble:
-            if not trouble.needs_new_client:
-                raise
-            self._connection.renew(trouble, client)
-            items = list_objects(self._connection.client, bucket, prefix)
+        items = self._connection.call(lambda client: list_objects(client, bucket, prefix))
         found = [Remote(bucket=bucket, key=item["Key"], etag=item["ETag"], size=item["Size"]) for item in items]
         return sorted(found, key=lambda remote: remote.key)
 
@@ -152,8 +145,9 @@ class Cache:
     def _download(self, remote: Remote, part: Path, pool: ThreadPoolExecutor, counter: "_Counter") -> None:
         at, version = (remote.bucket, remote.key), remote.etag
         try:
-            with translate_errors():
-                head = head_object(self._connection.client, *at, version=version, ChecksumMode="ENABLED")
+            head = self._connection.call(
+                lambda client: head_object(client, *at, version=version, ChecksumMode="ENABLED")
+            )
         except PreconditionFailed as error:
             raise S3Error("PreconditionFailed", f"{remote} was written to while it was read") from error
         source = ObjectReader(self._connection, *at, size=remote.size, etag=version, tuning=self._tuning)

@@ -2,10 +2,10 @@
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 import botocore.loaders
@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, Tuning
 from piton_trainer.s3.answers import CHECKED, check_answer, check_fields, check_version, condition_on, unsupported
 
+Answer = TypeVar("Answer")
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
 _OVERTAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _WORTH_ANOTHER_TRY = frozenset({429, 500, 502, 503, 504})
@@ -46,6 +47,23 @@ class S3Connection:
     def client(self) -> Any:
         """The client of this moment."""
         return self._client
+
+    def call(self, request: Callable[[Any], Answer]) -> Answer:
+        """Send a request, and once more by a new client if new credentials may help.
+
+        Raises:
+            ObjectNotFound, PreconditionFailed, S3Error: the request failed.
+        """
+        client = self.client
+        try:
+            with translate_errors():
+                return request(client)
+        except S3Error as trouble:
+            if not trouble.needs_new_client:
+                raise
+            self.renew(trouble, client)
+        with translate_errors():
+            return request(self.client)
 
     def renew(self, trouble: S3Error, used: Any) -> None:
         """Replace the client `used` if new credentials may help; another thread may have done it already."""
@@ -153,7 +171,7 @@ def _described(error: ClientError) -> Exception:
         return ObjectNotFound(text)
     if code in _OVERTAKEN:
         return PreconditionFailed(text)
-    return S3Error(code, text)
+    return S3Error(code, text, status=error.response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
 
 
 def _code_of(error: ClientError) -> str:

@@ -7,7 +7,8 @@ All that read or write a bucket share this table: the mirror, restores, training
     USERS            permissions, names, settings, archived objects: until the user changes them, nothing helps
     NO_SERVER        something else than an S3 server has answered, such as a login page or a console
 
-A code that is not in the table can be tried again: what is given up too early costs a training.
+A code that is not in the table has the class of its status if that is 401 or 403. Any other can be tried again: what
+is given up too early costs a training.
 """
 
 from enum import Enum
@@ -37,12 +38,14 @@ _CREDENTIALS = (
     "ExpiredTokenException",
     "InvalidIdentityToken",
     "InvalidToken",
+    "InvalidTokenId",
     "MetadataRetrievalError",
     "RequestExpired",
     "SSOError",
     "SSOTokenLoadError",
     "TokenRefreshRequired",
     "TokenRetrievalError",
+    "Unauthorized",
     "UnauthorizedSSOTokenError",
 )
 _WRONG_KEYS = "the bucket does not know these credentials; put right AWS_ACCESS_KEY_ID and its secret, or the profile"
@@ -53,12 +56,14 @@ _NAME = "put the name of the bucket right"
 _UNSUPPORTED = "this server does not support the request; use one that does, or change the setting that needs it"
 _ARCHIVED = "the object is archived; restore it to a class that can be read at once"
 _KEY = "put the KMS key and its permissions right"
+_ACCOUNT = "ask whoever owns the account"
 _USERS = {
     "403": _RIGHTS,
     "405": _UNSUPPORTED,
     "501": _UNSUPPORTED,
     "AccessDenied": _RIGHTS,
-    "AccountProblem": "ask whoever owns the account",
+    "AccountProblem": _ACCOUNT,
+    "AccountSuspended": _ACCOUNT,
     "AllAccessDisabled": "ask whoever owns the bucket",
     "AuthorizationHeaderMalformed": _REGION,
     "BucketRegionError": _REGION,
@@ -66,19 +71,26 @@ _USERS = {
     "Forbidden": _RIGHTS,
     "IllegalLocationConstraintException": _REGION,
     "InvalidAccessKeyId": _WRONG_KEYS,
+    "InvalidArgument": _UNSUPPORTED,
     "InvalidBucketName": _NAME,
     "InvalidObjectState": _ARCHIVED,
+    "InvalidPayer": _ACCOUNT,
+    "InvalidRequest": _UNSUPPORTED,
+    "InvalidSecurity": _WRONG_KEYS,
     "KMS.DisabledException": _KEY,
     "KMS.InvalidStateException": _KEY,
     "KMS.KMSInvalidStateException": _KEY,
     "KMS.NotFoundException": _KEY,
     "MethodNotAllowed": _UNSUPPORTED,
     "NoCredentialsError": _NO_KEYS,
+    "NewerRecord": "use the version of Piton that wrote it, or a newer one",
+    "NoRecord": "the checkpoints beside it are untouched: restore them by hand with `piton checkpoint restore`, and "
+    "name another place in checkpoint.mirror.uri",
     "NoRegionError": "set AWS_DEFAULT_REGION",
     "NoSuchBucket": "create the bucket, or put its name right",
     "NotEncrypted": "use a server that does, or remove the setting",
     "NotImplemented": _UNSUPPORTED,
-    "NotSignedUp": "ask whoever owns the account",
+    "NotSignedUp": _ACCOUNT,
     "PaginationError": _UNSUPPORTED,
     "ParamValidationError": _NAME,
     "PartialCredentialsError": _NO_KEYS,
@@ -87,9 +99,21 @@ _USERS = {
     "QuotaExceeded": "raise the quota of the bucket, or make room in it",
     "SignatureDoesNotMatch": _WRONG_KEYS,
     "Unsupported": _UNSUPPORTED,
+    "UserSuspended": _ACCOUNT,
     "XMinioAdminBucketQuotaExceeded": "raise the quota of the bucket, or make room in it",
 }
-_CHANGEABLE_KEYS = frozenset({"InvalidAccessKeyId", "NoCredentialsError", "PartialCredentialsError", "403"})
+_CHANGEABLE_KEYS = frozenset(
+    {
+        "403",
+        "AccessDenied",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "SignatureDoesNotMatch",
+    }
+)
 """Codes of the user's that new credentials may end all the same: keys that are rotated are wrong for a moment."""
 _CLOCK = "set the clock of this machine: the bucket's differs from it"
 _SLOWER = "the bucket asks for fewer requests"
@@ -101,6 +125,7 @@ _TRY_AGAIN = {
     "KMS.KeyUnavailableException": _KEY_SERVICE,
     "KMS.LimitExceededException": _SLOWER,
     "KMS.ThrottlingException": _SLOWER,
+    "RequestTimeout": "",
     "RequestTimeTooSkewed": _CLOCK,
     "RequestInTheFuture": _CLOCK,
     "SlowDown": _SLOWER,
@@ -108,6 +133,8 @@ _TRY_AGAIN = {
     "ThrottlingException": _SLOWER,
     "TooManyRequests": _SLOWER,
 }
+_STATUSES = frozenset({401, 403})
+"""Of refusals: a code that is not known has the class of such a status."""
 _NO_SERVER = ("300", "302", "303", "307", "308", "NoServer")
 
 
@@ -122,11 +149,13 @@ class PreconditionFailed(Exception):  # noqa: N818 - a fact
 class S3Error(Exception):
     """A request to S3 failed."""
 
-    def __init__(self, kind: str, detail: str) -> None:
-        advice = advice_for(kind)
+    def __init__(self, kind: str, detail: str, *, status: int | None = None) -> None:
+        like = str(status) if status in _STATUSES and not _is_known(kind) else kind
+        advice = advice_for(like)
         super().__init__(f"{detail.rstrip('. ')}; {advice}" if advice else detail)
         self.kind = kind
-        self.remedy = remedy_for(kind)
+        self.remedy = remedy_for(like)
+        self._may_be_keys = like in _CHANGEABLE_KEYS
 
     @property
     def is_refusal(self) -> bool:
@@ -136,7 +165,12 @@ class S3Error(Exception):
     @property
     def needs_new_client(self) -> bool:
         """True if a client that reads the credentials anew may succeed."""
-        return self.remedy is Remedy.NEW_CREDENTIALS or self.kind in _CHANGEABLE_KEYS
+        return self.remedy is Remedy.NEW_CREDENTIALS or self._may_be_keys
+
+
+def _is_known(kind: str) -> bool:
+    table = (_USERS, _CREDENTIALS, _TRY_AGAIN, _NO_SERVER)
+    return kind.startswith("KMS.") or any(kind in codes for codes in table)
 
 
 def remedy_for(kind: str) -> Remedy:

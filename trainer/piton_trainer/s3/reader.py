@@ -55,7 +55,7 @@ class ObjectReader:
             ObjectNotFound: the object does not exist any more.
             S3Error: the request failed, or the object has changed.
         """
-        end = min(start + PIECE_BYTES, self.size)
+        end, renewed = min(start + PIECE_BYTES, self.size), False
         for tries_left in reversed(range(self._tries)):
             client = self._connection.client
             try:
@@ -63,10 +63,13 @@ class ObjectReader:
             except PreconditionFailed as error:
                 raise S3Error("PreconditionFailed", f"{self._uri} was written to while it was read") from error
             except S3Error as trouble:
-                self._connection.renew(trouble, client)
-                is_final = trouble.is_refusal and not trouble.needs_new_client
+                is_final = trouble.is_refusal and (renewed or not trouble.needs_new_client)
                 if is_final or trouble.kind in _REFUSED or not tries_left:
                     raise
+                self._connection.renew(trouble, client)
+                if trouble.needs_new_client and not renewed:
+                    renewed = True
+                    continue
             threading.Event().wait(0.5 * 2.0 ** (self._tries - 1 - tries_left))
         raise AssertionError("there is a last try")
 
