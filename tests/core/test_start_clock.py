@@ -8,7 +8,7 @@ import pytest
 
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core.decide import decide
@@ -51,8 +51,10 @@ def gang(*replicas: ReplicaSeen) -> AttemptSeen:
     return replace(an_attempt(*replicas), expected_replicas=2)
 
 
-def look(status: RunStatus, seen: AttemptSeen, seconds: float = 0, timing: Timing | None = None) -> Decision:
-    return decide(an_observed(seen, status=status, spec=SPEC), now=later(seconds), timing=timing)
+def look(
+    status: RunStatus, seen: AttemptSeen, seconds: float = 0, timing: Timing | None = None, spec: Spec = SPEC
+) -> Decision:
+    return decide(an_observed(seen, status=status, spec=spec), now=later(seconds), timing=timing)
 
 
 def starting() -> RunStatus:
@@ -86,6 +88,31 @@ def test_it_counts_from_when_all_have_a_machine_also_if_none_runs() -> None:
     assert has_ended(ended)
     assert ended.status.current is not None
     assert ended.status.current.message.startswith("0 of 2 replicas of attempt 1 have run")
+
+
+ZERO = SPEC.model_copy(update={"limits": SPEC.limits.model_copy(update={"start_timeout": "0h0m"})})
+
+
+def test_zero_of_an_older_run_bounds_nothing_until_a_replica_runs() -> None:
+    """Neither a node that waits, nor one alone, ever meets it."""
+    waiting = gang(waits(MASTER), waits(WORKER))
+    status = look(starting(), waiting, spec=ZERO).status
+    assert not has_ended(look(status, waiting, 9000, spec=ZERO))
+    half = gang(a_replica(name=MASTER), waits(WORKER))
+    status = look(status, half, 9000, spec=ZERO).status
+    assert not has_ended(look(status, gang(a_replica(name=MASTER), a_replica(name=WORKER)), 9001, spec=ZERO))
+    ended = look(status, half, 9001, spec=ZERO)
+    assert has_ended(ended)
+    assert ended.status.current is not None
+    assert "within limits.startTimeout of 0h0m" in ended.status.current.message
+
+
+@pytest.mark.parametrize("before", ["cut", "together"])
+def test_zero_of_an_older_run_is_never_doubled(before: str) -> None:
+    record = (cut if before == "cut" else together)(1, 5)
+    current = a_record(number=2, state=AttemptState.STARTING, placed_time=NOW, running_time=NOW)
+    half = replace(gang(a_replica(name=MASTER), waits(WORKER)), number=2)
+    assert has_ended(look(a_status(record, current, phase=Phase.STARTING), half, 1, spec=ZERO))
 
 
 @pytest.mark.parametrize("others", [1, 3])

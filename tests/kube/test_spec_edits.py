@@ -224,6 +224,8 @@ def test_each_part_that_acts_at_once_does_so_by_itself(
 BELOW_ITS_REQUEST = {"resources": {"requests": {"cpu": "4"}, "limits": {"cpu": "2"}}}
 WORKED_BEFORE: list[dict[str, Any]] = [
     {"limits": {"deadline": "5000d"}},
+    {"limits": {"startTimeout": "0s"}},
+    {"limits": {"startTimeout": "0h0m", "hangTimeout": "0s"}},
     {"workers": {"template": {"tolerations": [{"value": "b"}]}}},
     {"workers": {"template": BELOW_ITS_REQUEST}},
     {"stages": {"evaluate": BELOW_ITS_REQUEST}},

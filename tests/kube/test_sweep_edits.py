@@ -107,6 +107,7 @@ OLD_TEMPLATES: dict[str, dict[str, Any]] = {
     "a long duration": {"limits": {"stalled": "9999d"}},
     "a long patience": {"checkpoint": {"volume": {"size": "1Gi"}, "patience": "9999999d"}},
     "a null interval": {"checkpoint": {"volume": {"size": "1Gi"}, "every": {"minutes": None, "steps": 5}}},
+    "a timeout of zero": {"limits": {"startTimeout": "0s", "hangTimeout": "0m"}},
     "a large config": {
         "trainer": {"image": "trainer:1", "recipe": "charlm", "config": {"data": {"text": "a" * 210_000}}}
     },
@@ -158,4 +159,4 @@ def validation_problems(pilot: Pilot) -> list[str]:
         run for run in pilot.server.all(RUNS) if ANNOTATION_OLDER_RULES in (run["metadata"].get("annotations") or {})
     ]
     assert len(made) == 2
-    return [text for run in made for text in re.findall(r"9{4,}d", json.dumps(run["spec"]))]
+    return [text for run in made for text in re.findall(r'9{4,}d|"0[sm]"', json.dumps(run["spec"]))]

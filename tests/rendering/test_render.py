@@ -560,3 +560,10 @@ def test_an_evaluation_has_the_settings_of_the_training_and_its_own(
     told = Assignment.from_json(annotations[names.ANNOTATION_CONFIG])
 
     assert (told.recipe, told.config) == (recipe, config)
+
+
+def test_a_trainer_of_an_older_run_watches_nothing_in_place_of_no_time_at_all() -> None:
+    spec = a_spec()
+    spec = spec.model_copy(update={"limits": spec.limits.model_copy(update={"hang_timeout": "0s"})})
+    found = {each["name"]: each.get("value") for each in container(pytorchjob(meta(), spec, 3))["env"]}
+    assert found[names.ENV_HANG_TIMEOUT] == names.HANGS_OFF

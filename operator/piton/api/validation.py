@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
 from piton.api.spec import EvaluateStage, Spec
 from piton.api.stages import side_stages
-from piton.api.validation_amounts import AMOUNTS, bounded_durations
+from piton.api.validation_amounts import AMOUNTS, bounded_durations, good_timeouts
 from piton.api.validation_checkpoint import CHECKPOINT
 from piton.api.validation_env import ENVIRONMENT
 from piton.api.validation_pods import PODS
@@ -219,7 +219,7 @@ RULES: tuple[SpecRule[Spec], ...] = (
     not_yet,
     good_size,
 )
-YOUNGER = (bounded_durations, no_null_interval, *YOUNGER_OF_PODS, good_size)
+YOUNGER = (good_timeouts, bounded_durations, no_null_interval, *YOUNGER_OF_PODS, good_size)
 """Rules that are younger than some runs, which train with what they refuse."""
 
 CEL = by_path((good_name, *RULES))

@@ -22,6 +22,8 @@ class DurationField:
     value: Callable[[Spec], str | None]
     example: str | None = None
     """A good value; None where zero has a meaning: a run that is Stalled may hold at once."""
+    zero_meant: str | None = None
+    """What zero did before it was refused, as a value that is good today; None where it always was refused."""
 
     @property
     def zero(self) -> str:
@@ -42,7 +44,12 @@ DEADLINE = DurationField(path="limits.deadline", value=lambda spec: spec.limits.
 _WITH_CEL = (
     DEADLINE,
     DurationField(path="limits.trainingTime", value=lambda spec: spec.limits.training_time, example="24h"),
-    DurationField(path="limits.startTimeout", value=lambda spec: spec.limits.start_timeout, example="30m"),
+    DurationField(
+        path="limits.startTimeout",
+        value=lambda spec: spec.limits.start_timeout,
+        example="30m",
+        zero_meant=f"{duration.YEARS_MAX * 365}d",
+    ),
     DurationField(path="limits.stalled", value=lambda spec: spec.limits.stalled),
     DurationField(path="checkpoint.patience", value=lambda spec: spec.checkpoint.patience, example="1h"),
     DurationField(path="stages.prepare.deadline", value=lambda spec: _deadline(spec.stages.prepare), example="6h"),
@@ -50,7 +57,10 @@ _WITH_CEL = (
     DurationField(path="ttlAfterFinished", value=lambda spec: spec.ttl_after_finished, example="7d"),
 )
 _A_WORD = "limits.hangTimeout is a duration or a word, which a structural schema cannot say"
-DURATIONS = (*_WITH_CEL, DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m"))
+DURATIONS = (
+    *_WITH_CEL,
+    DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m", zero_meant="off"),
+)
 
 
 def _deadline(stage: SideStage | None) -> str | None:
@@ -70,13 +80,23 @@ def _in_each(
     return add
 
 
-@_in_each([field for field in _WITH_CEL if field.example], ANY_DIGIT, lambda field: field.zero)
-@not_in_cel(_A_WORD)
+@_in_each([field for field in _WITH_CEL if field.example and not field.zero_meant], ANY_DIGIT, lambda field: field.zero)
 def good_durations(spec: Spec) -> Iterator[str]:
-    """Check that no duration is zero."""
-    for field in DURATIONS:
+    """Check that no duration is zero, of those that never could be."""
+    yield from _zeros(spec, [field for field in DURATIONS if field.example and not field.zero_meant])
+
+
+@_in_each([field for field in _WITH_CEL if field.zero_meant], ANY_DIGIT, lambda field: field.zero)
+@not_in_cel(_A_WORD)
+def good_timeouts(spec: Spec) -> Iterator[str]:
+    """Check that no timeout is zero, of those that could be: runs that have begun train with them."""
+    yield from _zeros(spec, [field for field in DURATIONS if field.zero_meant])
+
+
+def _zeros(spec: Spec, fields: Sequence[DurationField]) -> Iterator[str]:
+    for field in fields:
         text = field.value(spec)
-        if field.example and text is not None and duration.parse_duration(text) <= 0:
+        if text is not None and duration.parse_duration(text) <= 0:
             yield field.zero.format(found=text)
 
 
@@ -124,5 +144,5 @@ def a_price(spec: Spec) -> Iterator[str]:
         yield NO_PRICE
 
 
-AMOUNTS = (good_durations, bounded_durations, positive_budget, a_price)
+AMOUNTS = (good_durations, good_timeouts, bounded_durations, positive_budget, a_price)
 """Rules in the order of display."""

@@ -9,6 +9,9 @@ operator's own, of its first look, or the API server's: nodes' clocks may be wro
 A start that is slow is slow in each attempt: a mount of many files takes its time. So the limit learns. An attempt that
 it has ended doubles it for the next one, until one comes together; what that one took is not too long for the next,
 even when the attempts before it are not listed any more.
+
+A run that began before zero was refused may have a limit of zero. It means what it meant then: no limit until a
+replica runs, and no time for the others after that. So one node never meets it.
 """
 
 from datetime import datetime
@@ -54,6 +57,10 @@ def seconds_left(context: Context, status: RunStatus) -> float | None:
     began = _began(record)
     if record.state is AttemptState.STOPPING:
         return None
+    if not _least(spec):
+        known = context.flying
+        first_run = known.running_time if known is not None else None
+        return None if first_run is None else -(context.now - first_run).total_seconds()
     if began is None:
         first = _first_placed(seen)
         return None if first is None else _half_placed_limit(spec) - (context.now - first).total_seconds()
@@ -89,9 +96,9 @@ def judge(context: Context, status: RunStatus) -> Judgement | None:
 
 def _limit(status: RunStatus, spec: Spec) -> float:
     """Return the seconds that the current attempt may take to start, by the spec and by what earlier ones took."""
-    limit = least = parse_duration(spec.limits.start_timeout)
+    limit = least = _least(spec)
     current = status.current
-    if current is None or current.placed_time is None:
+    if not least or current is None or current.placed_time is None:
         return least
     for record in status.attempts[:-1]:
         if record.stage is not current.stage or record.placed_time is None:
@@ -106,7 +113,12 @@ def _limit(status: RunStatus, spec: Spec) -> float:
 
 
 def _half_placed_limit(spec: Spec) -> float:
-    return (1 + _PULLS_MAX) * parse_duration(spec.limits.start_timeout)
+    return (1 + _PULLS_MAX) * _least(spec)
+
+
+def _least(spec: Spec) -> float:
+    """Return the limit as the spec has it, in seconds; zero in a run from before zero was refused."""
+    return parse_duration(spec.limits.start_timeout)
 
 
 def _first_placed(seen: AttemptSeen) -> datetime | None:
@@ -116,7 +128,7 @@ def _first_placed(seen: AttemptSeen) -> datetime | None:
 
 def _describe_limit(status: RunStatus, spec: Spec) -> str:
     limit, least = _limit(status, spec), f"limits.startTimeout of {spec.limits.start_timeout}"
-    if limit <= parse_duration(spec.limits.start_timeout):
+    if limit <= _least(spec):
         return least
     return f"{format_duration(limit)}, as {least} was too short for the attempt before"
 

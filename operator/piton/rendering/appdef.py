@@ -197,12 +197,17 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: TrainerPlace) -> dict[str,
 
 
 def _hang_timeout(spec: Spec) -> dict[str, str]:
-    """Return the time-out of the trainer's watchdog. The user's value has priority."""
+    """Return the time-out of the trainer's watchdog. The user's value has priority.
+
+    A run from before zero was refused may have zero. No trainer takes that, so it watches nothing.
+    """
     if any(variable.name == names.ENV_HANG_TIMEOUT for variable in spec.trainer.env):
         return {}
     given = spec.limits.hang_timeout
-    words = (names.HANGS_AUTO, names.HANGS_OFF)
-    return {names.ENV_HANG_TIMEOUT: given if given in words else f"{parse_duration(given):g}"}
+    if given in (names.HANGS_AUTO, names.HANGS_OFF):
+        return {names.ENV_HANG_TIMEOUT: given}
+    seconds = parse_duration(given)
+    return {names.ENV_HANG_TIMEOUT: f"{seconds:g}" if seconds else names.HANGS_OFF}
 
 
 def _patience_with_peers(spec: Spec) -> dict[str, str]:
