@@ -339,6 +339,20 @@ def test_out_of_memory_is_seen() -> None:
     assert _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended))).out_of_memory
 
 
+@pytest.mark.parametrize("limits", [{}, {"memory": "1Gi"}])
+@pytest.mark.parametrize(("code", "counts"), [(0, False), (1, True), (143, True)])
+def test_a_program_that_exits_0_has_not_run_out_of_memory_although_a_child_of_it_has(
+    limits: dict[str, str], code: int, counts: bool
+) -> None:
+    """The runtime says OOMKilled of a container in which the kernel has killed any process, such as a data worker."""
+    ended = {"exitCode": code, "reason": "OOMKilled"}
+    pod = _pod(phase="Failed" if code else "Succeeded", containerStatuses=_container(terminated=ended))
+    pod["spec"]["containers"] = [{"name": "pytorch", "resources": {"limits": limits}}]
+    seen = _seen(pod)
+    assert (seen.out_of_memory or seen.short_of_memory, seen.disruption is not None) == (counts, counts and not limits)
+    assert (seen.state is ReplicaState.SUCCEEDED) is not counts
+
+
 def test_a_sidecar_does_not_speak_for_the_trainer() -> None:
     statuses = _container("istio-proxy", running={}) + _container(terminated={"exitCode": 1})
     seen = _seen(_pod(phase="Running", containerStatuses=statuses))

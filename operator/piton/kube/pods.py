@@ -61,7 +61,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     silent = _silence(view)
     now = view.now if view else None
     ended_at = on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod, now)
-    is_oom_killed = ended.get("reason") == _OOM_KILLED
+    is_oom_killed = ended.get("reason") == _OOM_KILLED and exit_code != 0  # with 0 only a child of the program was
     is_without_limit = is_oom_killed and not _has_memory_limit(pod) and evicted_for(pod) is None
     disruption = disruption_of(pod) or (_NODE_OUT_OF_MEMORY if is_without_limit else None)
     return ReplicaSeen(
