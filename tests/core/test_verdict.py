@@ -549,6 +549,51 @@ def test_exit_0_is_the_end_for_a_program_that_does_not_use_the_library() -> None
         assert judgement.reason is Reason.EXITED_ZERO, "whoever is done has no use for the machine"
 
 
+GOING: dict[str, dict[str, Any]] = {
+    "its node is gone": {"node_gone": True},
+    "its zone is silent": {"node_gone": True, "silent": "its zone does not answer"},
+    "its pod is collected": {"node_gone": True, "deleting": True, "ended_by_itself": True},
+}
+
+
+@pytest.mark.parametrize("going", GOING)
+def test_who_has_exited_0_needs_its_machine_no_more(going: str) -> None:
+    """An autoscaler removes the node because it is empty. An operator that was away finds both at once."""
+    done = a_replica(DONE, exit_code=0, name="b", node="n2", **GOING[going])
+    alone = judged(an_attempt(done), proof_needed=False)
+    assert alone is not None
+    assert alone.reason is Reason.EXITED_ZERO
+    assert judged(an_attempt(a_replica(name="a", node="n1"), done), proof_needed=False) is None, "the master goes on"
+    both = judged(an_attempt(a_replica(DONE, exit_code=0, name="a"), done), proof_needed=False)
+    assert both is not None
+    assert both.reason is Reason.EXITED_ZERO
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        a_replica(DONE, exit_code=0, node_gone=True, deleting=True),
+        a_replica(DONE, exit_code=0, node_gone=True, disruption="TerminationByKubelet"),
+        a_replica(DONE, exit_code=0, node_gone=True, termination=said(Outcome.STOPPED)),
+        failed(0, node_gone=True),
+        failed(143, node_gone=True),
+        failed(137, node_gone=True),
+        failed(1, node_gone=True),
+    ],
+)
+def test_who_ends_because_its_machine_goes_was_preempted(end: ReplicaSeen) -> None:
+    for peers in ((), (a_replica(name="a"),), (failed(1, name="a"),)):
+        judgement = judged(an_attempt(*peers, end), proof_needed=False)
+        assert judgement is not None
+        assert judgement.verdict is Verdict.PREEMPTED
+
+
+def test_exit_0_of_a_recipe_without_proof_on_a_machine_that_is_gone_is_no_end() -> None:
+    judgement = judged(an_attempt(a_replica(DONE, exit_code=0, node="n1", node_gone=True)))
+    assert judgement is not None
+    assert judgement.reason is Reason.NODE_GONE
+
+
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [

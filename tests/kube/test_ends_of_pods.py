@@ -549,3 +549,57 @@ async def test_a_stuck_pod_under_a_spent_budget_costs_no_pass_after_another(pilo
         await pilot.turn(15)
     assert pilot.status().is_true("PodStuck")
     assert pilot.status().is_true("Accepted") is (zone == "a")
+
+
+@pytest.mark.parametrize("how", ["removed", "silent"])
+async def test_exit_0_while_the_operator_is_away_is_the_end_although_the_empty_node_goes(
+    pilot: Pilot, how: str
+) -> None:
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest(**OWN_PROGRAM))
+    await pilot.until_phase(Phase.TRAINING)
+    pod = await _exits_0(pilot, POD)
+    pilot.advance(90)
+    await _loses_node(pilot, pod["spec"]["nodeName"], how)
+    await _settles(pilot)
+    assert [record.reason for record in pilot.status().attempts] == [Reason.EXITED_ZERO]
+
+
+@pytest.mark.parametrize("how", ["removed", "silent"])
+@pytest.mark.parametrize("pod_stays", [False, True])
+async def test_a_worker_that_is_done_may_lose_its_node_and_its_pod_while_the_master_goes_on(
+    pilot: Pilot, how: str, pod_stays: bool
+) -> None:
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 2}, **OWN_PROGRAM))
+    await pilot.until_phase(Phase.TRAINING)
+    pod = await _exits_0(pilot, "ragcun-1-worker-0")
+    await pilot.turn()
+    await _loses_node(pilot, pod["spec"]["nodeName"], how)
+    if not pod_stays:
+        await pilot.server.remove(PODS, "ragcun-1-worker-0", "team")
+    for _ in range(30):
+        await pilot.turn()
+    assert (pilot.status().phase, pilot.status().attempt, pilot.status().preemptions) == (Phase.TRAINING, 1, 0)
+    await _exits_0(pilot, POD)
+    await _settles(pilot)
+    assert [record.reason for record in pilot.status().attempts] == [Reason.EXITED_ZERO]
+
+
+async def _exits_0(pilot: Pilot, name: str) -> Any:
+    pod = next(each for each in pilot.server.all(PODS) if each["metadata"]["name"] == name)
+    now = pilot.cluster._time()
+    ended = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}
+    pod["status"] |= {"phase": "Succeeded", "containerStatuses": [{"name": "pytorch", "state": {"terminated": ended}}]}
+    await pilot.server.put(PODS, pod)
+    return pod
+
+
+async def _loses_node(pilot: Pilot, node: str, how: str) -> None:
+    if how == "removed":
+        await pilot.server.remove(NODES, node, None)
+        return
+    known = pilot.server.find(NODES, node, None)
+    assert known is not None
+    known["status"]["conditions"][0] |= {"status": "Unknown", "lastTransitionTime": pilot.cluster._time()}
+    await pilot.server.put(NODES, known)

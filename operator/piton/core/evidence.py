@@ -127,8 +127,19 @@ def have_all_ended_well(evidence: Evidence) -> bool:
 
 
 def is_done(replica: ReplicaSeen, evidence: Evidence) -> bool:
-    """Return True if nothing is left to do for it: it has ended well, after a training that is finished."""
-    return evidence.proof is not None and has_ended_well(replica)
+    """Return True if nothing is left to do for it: it has ended well, and its training is finished if it needs proof.
+
+    Then it has no use for its machine, which is taken away because it is empty.
+    """
+    if evidence.proof is not None:
+        return has_ended_well(replica)
+    return not evidence.proof_needed and has_exited_zero(replica)
+
+
+def has_exited_zero(replica: ReplicaSeen) -> bool:
+    """Return True if a program without the library has exited 0 before anything told it to. That is its end."""
+    is_by_itself = replica.disruption is None and replica.termination is None
+    return replica.state is ReplicaState.SUCCEEDED and is_by_itself and not replica.is_told_to_end
 
 
 def is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:

@@ -3,6 +3,7 @@
 Pods that said it are deleted: nothing that is known is ever forgotten.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 
 from piton.api.spec import Stage
@@ -10,15 +11,16 @@ from piton.api.status import REPLICAS_MAX, AttemptState, Evaluation, Result, Run
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Termination
-from piton.core.evidence import has_ended_well
+from piton.core.evidence import has_ended_well, has_exited_zero
 from piton.core.transitions import change, metric_values, terminations_of
-from piton.observed import AttemptSeen, Observed
+from piton.observed import AttemptSeen, Observed, ReplicaSeen
 
 
 def learn(status: RunStatus, observed: Observed, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Write down that the current attempt has finished the training, with the result, and whose script has ended.
 
-    The result stays whatever follows. A script that trains on, in another session, has to prove its end again.
+    The result stays whatever follows. A script that trains on, in another session, has to prove its end again. Of a
+    program that need not prove it, a replica that has exited 0 is remembered as well.
     """
     record, progress = status.current, observed.progress
     if record is None or record.stage is not Stage.TRAIN:
@@ -31,13 +33,20 @@ def learn(status: RunStatus, observed: Observed, seen: AttemptSeen | None, *, no
         if record.trained_time is None or status.result is None or status.result.step != result.step:
             status = change(status, trained_time=now).model_copy(update={"result": result})
     elif record.trained_time is None:
-        return status
+        is_own_program = observed.spec is not None and observed.spec.trainer.recipe is None
+        return _with_done(status, seen, has_exited_zero) if is_own_program else status
     elif is_beyond(status.result, progress):
         return change(status, trained_time=None, done=None)
-    if seen is None or record.state is AttemptState.STOPPING:
+    return _with_done(status, seen, has_ended_well)
+
+
+def _with_done(status: RunStatus, seen: AttemptSeen | None, is_done: Callable[[ReplicaSeen], bool]) -> RunStatus:
+    """Return the status with the replicas that are done: whatever becomes of their pods later, they have ended."""
+    record = status.current
+    if record is None or seen is None or record.state is AttemptState.STOPPING:
         return status
     known = set(record.done or ())
-    done = known | {replica.name for replica in seen.replicas if has_ended_well(replica)}
+    done = known | {replica.name for replica in seen.replicas if is_done(replica)}
     return status if done == known else change(status, done=tuple(sorted(done))[:REPLICAS_MAX])
 
 

@@ -2,7 +2,8 @@
 
     proof of the end         -> Finished          (the final manifest and exit code 0 of every replica; of a stage
                                 beside the training, its word)
-    a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
+    a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1; but one
+                                that was done before needs its machine no more)
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
@@ -81,7 +82,7 @@ def _finished_by_message(evidence: Evidence) -> Judgement | None:
 
 
 def disrupted(evidence: Evidence) -> Judgement | None:
-    """A replica lost its machine, or is losing it. One that is cleaned away has no more use for its machine."""
+    """A replica lost its machine, or is losing it. One that is done or cleaned away has no more use for its machine."""
     for replica in evidence.seen.replicas:
         if is_done(replica, evidence) or (cleaned_away(replica, evidence) and not replica.disruption):
             continue
