@@ -253,6 +253,45 @@ def test_a_failure_that_ends_the_job_is_not_hidden_by_a_restart() -> None:
     assert _conditions(decision) == ["Created", "Restarting", "Failed"]
 
 
+TARGET = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]}
+
+
+@pytest.mark.parametrize("code", [1, 137, 143])
+def test_what_runs_beside_a_trainer_does_not_end_a_gang(code: int) -> None:
+    """A log agent crashed hours ago. The pod is Failed as soon as its trainer has exited 0."""
+
+    def ended(name: str, **fields: Any) -> Body:
+        pod = _pod(name, "Failed", exit_code=0, **fields)
+        pod["status"]["containerStatuses"].append({"name": "agent", "state": {"terminated": {"exitCode": code}}})
+        return pod
+
+    running = _running(a_job(workers=2))
+    first = _after(running, _pod(), ended(WORKER), _pod("ragcun-1-worker-1"))
+    again = _look(first, _pod(), ended(WORKER), _pod("ragcun-1-worker-1"))
+    assert (_conditions(again)[-1], _numbers(again, "Worker"), again.deletes) == ("Running", (1, 1, 0), ())
+    gone = _look(first, _pod(), _pod("ragcun-1-worker-1"))
+    assert (_conditions(gone)[-1], [each for each in _created(gone) if each[0] == "Pod"]) == ("Running", [])
+    master = _look(first, ended(MASTER), ended(WORKER), _pod("ragcun-1-worker-1"))
+    assert _conditions(master)[-1] == "Succeeded"
+    told = _look(running, _pod(), ended(WORKER, deleting=True), _pod("ragcun-1-worker-1"))
+    assert _conditions(told)[-1] == "Failed", "exit code 0 of a pod that was told to leave"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [(1, {}), (None, {}), (0, {"reason": "Evicted"}), (0, {"reason": "Terminated"}), (0, TARGET)],
+)
+def test_a_pod_whose_trainer_failed_or_that_was_ended_has_failed(code: int | None, status: Body) -> None:
+    pod = _pod(WORKER, "Failed", **({} if code is None else {"exit_code": code}))
+    pod["status"] |= status
+    assert _conditions(_look(_running(a_job(workers=1)), _pod(), pod))[-1] == "Failed"
+
+
+def test_with_a_policy_that_repeats_a_failed_pod_counts_as_with_kubeflow() -> None:
+    manifest = _running(a_job(workers=1, policy="ExitCode"))
+    assert _conditions(_look(manifest, _pod(), _pod(WORKER, "Failed", exit_code=0)))[-1] == "Failed"
+
+
 def test_a_pod_fails_with_the_first_moment_of_its_grace_period() -> None:
     assert _conditions(_look(_running(), _pod(deleting=True)))[-1] == "Failed"
 

@@ -4,7 +4,8 @@
          Running           ->  active;     being deleted: failed, from the first moment of its grace period
          Succeeded         ->  succeeded;  being deleted: failed, if it may not be repeated (restartPolicy Never) and
                                            the job still wants it, and had not counted it as succeeded before
-         Failed            ->  failed
+         Failed            ->  failed; succeeded if it may not be repeated, its trainer exited 0, and neither its
+                                           kubelet nor an eviction ended it: a container beside it failed
          gone              ->  failed, if it had begun and may not be repeated; succeeded, if it was counted so before
 
 The rules on Never differ from Kubeflow's. Kubeflow takes the exit code 0 of a trainer that was told to stop for the
@@ -63,11 +64,22 @@ def _read(job: Job, manifest: Mapping[str, Any]) -> Pod | None:
         uid=meta["uid"],
         kind=kind,
         index=int(digits),
-        phase=status.get("phase") or "Pending",
+        phase=_phase(job, kind, status),
         deleting=bool(meta.get("deletionTimestamp")),
         exit_code=_exit_code(status),
         restarts=_restarts(status),
     )
+
+
+def _phase(job: Job, kind: str, status: Mapping[str, Any]) -> str:
+    """Return the pod's phase; with restartPolicy Never, that of its trainer where only what ran beside it failed."""
+    phase = str(status.get("phase") or "Pending")
+    is_once = any(each.restart_policy == "Never" for each in job.replicas if each.kind.lower() == kind)
+    if phase != "Failed" or not is_once or _exit_code(status) != 0:
+        return phase
+    targets = [each for each in status.get("conditions") or () if each.get("type") == "DisruptionTarget"]
+    was_ended = bool(status.get("reason")) or any(each.get("status") == "True" for each in targets)
+    return phase if was_ended else "Succeeded"
 
 
 def _exit_code(status: Mapping[str, Any]) -> int:
