@@ -74,6 +74,8 @@ class ReplicaSeen:
     """Its limit of memory, or of the disk that it ran out of, where a LimitRange of the namespace has set it."""
     out_of_disk: bool = False
     """Evicted for more of its node's disk than it may use, or asked for."""
+    failed_beside: str | None = None
+    """Its pod counts as failed, although its trainer exited 0: what has failed beside it."""
     outlives_trainer: bool = False
     """The trainer has ended, and a container beside it has not: the pod keeps its machine."""
     deleting: bool = False

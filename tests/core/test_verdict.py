@@ -805,3 +805,23 @@ def test_a_failure_after_the_training_is_called_so(words: Termination, tells: st
     assert judgement is not None
     assert "ended with exit code 3 after its training was finished" in judgement.message
     assert judgement.message.endswith(tells)
+
+
+BESIDE = a_replica(DONE, exit_code=0, name="b", failed_beside="agent (exit code 1)")
+
+
+@pytest.mark.parametrize(
+    "told", [failed(143, deleting=True), failed(1, deleting=True), a_replica(DONE, exit_code=0, deleting=True)]
+)
+@pytest.mark.parametrize("is_recipe", [False, True])
+def test_a_job_that_fails_for_a_sidecar_is_no_failure_of_the_program(told: ReplicaSeen, is_recipe: bool) -> None:
+    judgement = judged(an_attempt(told, BESIDE, job=JobState.FAILED), proof_needed=is_recipe)
+    assert judgement is not None
+    assert (judgement.verdict, judgement.reason) == (Verdict.INFRASTRUCTURE, Reason.POD_DELETED)
+    assert "for the pod b, whose trainer exited 0, because of agent (exit code 1); make that" in judgement.message
+
+
+def test_a_trainer_that_fails_beside_a_sidecar_that_does_has_failed() -> None:
+    judgement = judged(a_failed_attempt(failed(1, name="a"), BESIDE), proof_needed=False)
+    assert judgement is not None
+    assert judgement.reason is Reason.CRASHED

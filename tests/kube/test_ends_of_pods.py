@@ -558,7 +558,7 @@ async def test_exit_0_while_the_operator_is_away_is_the_end_although_the_empty_n
     pilot.cluster.script = {1: Runs()}
     await pilot.cluster.apply(a_manifest(**OWN_PROGRAM))
     await pilot.until_phase(Phase.TRAINING)
-    pod = await _exits_0(pilot, POD)
+    pod = await _exits_as(pilot, POD)
     pilot.advance(90)
     await _loses_node(pilot, pod["spec"]["nodeName"], how)
     await _settles(pilot)
@@ -573,7 +573,7 @@ async def test_a_worker_that_is_done_may_lose_its_node_and_its_pod_while_the_mas
     pilot.cluster.script = {1: Runs()}
     await pilot.cluster.apply(a_manifest(workers={"nodes": 2}, **OWN_PROGRAM))
     await pilot.until_phase(Phase.TRAINING)
-    pod = await _exits_0(pilot, "ragcun-1-worker-0")
+    pod = await _exits_as(pilot, "ragcun-1-worker-0")
     await pilot.turn()
     await _loses_node(pilot, pod["spec"]["nodeName"], how)
     if not pod_stays:
@@ -581,16 +581,72 @@ async def test_a_worker_that_is_done_may_lose_its_node_and_its_pod_while_the_mas
     for _ in range(30):
         await pilot.turn()
     assert (pilot.status().phase, pilot.status().attempt, pilot.status().preemptions) == (Phase.TRAINING, 1, 0)
-    await _exits_0(pilot, POD)
+    await _exits_as(pilot, POD)
     await _settles(pilot)
     assert [record.reason for record in pilot.status().attempts] == [Reason.EXITED_ZERO]
 
 
-async def _exits_0(pilot: Pilot, name: str) -> Any:
+TOLD_CODES = [0, 1, 143]
+
+
+@pytest.mark.parametrize("code", TOLD_CODES)
+async def test_a_sidecar_of_the_master_does_not_undo_its_end(
+    pilot: Pilot, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubeflow's controller fails the job and clears the worker away, which ends with any code."""
+    await _trains_beside_agents(pilot, monkeypatch, code)
+    await _exits_as(pilot, POD, agent=1)
+    await _settles(pilot)
+    assert [record.reason for record in pilot.status().attempts] == [Reason.EXITED_ZERO]
+
+
+@pytest.mark.parametrize("code", TOLD_CODES)
+async def test_a_sidecar_of_a_worker_costs_no_failure_and_is_named(
+    pilot: Pilot, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _trains_beside_agents(pilot, monkeypatch, code)
+    await _exits_as(pilot, "ragcun-1-worker-0", agent=137)
+    await pilot.until(lambda: pilot.status().attempt == 2)
+    first = pilot.status().attempts[0]
+    assert (first.verdict, first.reason) == (Verdict.INFRASTRUCTURE, Reason.POD_DELETED)
+    assert "whose trainer exited 0, because of agent (exit code 137)" in first.message
+    assert pilot.status().failures == 0
+
+
+async def test_a_worker_that_crashes_is_not_hidden_by_a_sidecar_of_the_master(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _trains_beside_agents(pilot, monkeypatch, 143)
+    await _exits_as(pilot, "ragcun-1-worker-0", code=1)
+    await _exits_as(pilot, POD, agent=1)
+    await pilot.until(lambda: pilot.status().attempt == 2)
+    assert pilot.status().attempts[0].reason is Reason.CRASHED
+
+
+async def _trains_beside_agents(pilot: Pilot, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Two nodes, a program without the library that ends with this code when it is told to."""
+    end = pilot.cluster._end
+
+    async def told(pod: Any, fate: Ends) -> None:
+        await end(pod, Ends(outcome=fate.outcome, exit_code=code, is_silent=True))
+
+    monkeypatch.setattr(pilot.cluster, "_end", told)
+    pilot.cluster.script = dict.fromkeys(range(1, 4), Runs())
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 2}, **OWN_PROGRAM))
+    await pilot.until_phase(Phase.TRAINING)
+
+
+async def _exits_as(pilot: Pilot, name: str, *, code: int = 0, agent: int | None = None) -> Any:
     pod = next(each for each in pilot.server.all(PODS) if each["metadata"]["name"] == name)
     now = pilot.cluster._time()
-    ended = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}
-    pod["status"] |= {"phase": "Succeeded", "containerStatuses": [{"name": "pytorch", "state": {"terminated": ended}}]}
+    ends = {"pytorch": code} if agent is None else {"pytorch": code, "agent": agent}
+    pod["status"] |= {
+        "phase": "Failed" if any(ends.values()) else "Succeeded",
+        "containerStatuses": [
+            {"name": each, "state": {"terminated": {"exitCode": found, "startedAt": now, "finishedAt": now}}}
+            for each, found in ends.items()
+        ],
+    }
     await pilot.server.put(PODS, pod)
     return pod
 

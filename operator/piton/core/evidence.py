@@ -151,8 +151,22 @@ def is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:
 
 
 def deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
-    """Return True if another client deletes it: neither Piton, nor the job's controller after the job's end."""
-    return replica.is_told_to_end and not evidence.seen.deleting and evidence.seen.job is JobState.ACTIVE
+    """Return True if another client deletes it: neither Piton, nor the job's controller after the job's end.
+
+    A job's controller that has failed the job for a container beside a trainer counts as another client.
+    """
+    if not replica.is_told_to_end or evidence.seen.deleting:
+        return False
+    return evidence.seen.job is JobState.ACTIVE or failed_beside(evidence) is not None
+
+
+def failed_beside(evidence: Evidence) -> ReplicaSeen | None:
+    """Return the replica whose pod has failed the job although its trainer exited 0; None where a trainer failed."""
+    seen = evidence.seen
+    failed = any(each.state is ReplicaState.FAILED and not each.is_told_to_end for each in seen.replicas)
+    if failed or seen.job is not JobState.FAILED:
+        return None
+    return next((replica for replica in seen.replicas if replica.failed_beside), None)
 
 
 def cleaned_away(replica: ReplicaSeen, evidence: Evidence) -> bool:

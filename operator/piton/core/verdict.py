@@ -35,6 +35,7 @@ from piton.core.evidence import (
     cause_of_failure,
     cleaned_away,
     deleted_by_others,
+    failed_beside,
     has_ended_well,
     have_all_ended_well,
     is_aborted,
@@ -215,7 +216,7 @@ def first_failure(evidence: Evidence) -> Judgement | None:
     detail = _last_words(replica)
     if how is Reason.POD_DELETED:
         # Patient: a pod on a node that does not answer is deleted by the cluster before the node counts as gone.
-        message = f"{replica.name} was told to stop by somebody else"
+        message = f"{replica.name} was told to stop by {_who_stopped(evidence)}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     if how is Reason.NO_EVIDENCE:
         where = f"the machine {replica.node}" if replica.node else "its machine"
@@ -233,6 +234,18 @@ def first_failure(evidence: Evidence) -> Judgement | None:
         message = f"{message}; not all of its {evidence.seen.expected_replicas} replicas had run"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message, patient=True)
     return Judgement(verdict=Verdict.USER_FAILURE, reason=how, message=message, patient=True)
+
+
+def _who_stopped(evidence: Evidence) -> str:
+    """Name who has told a replica to stop, neither Piton nor the controller of a job that has come to its end."""
+    cause = failed_beside(evidence)
+    if cause is None:
+        return "somebody else"
+    return (
+        f"the job's controller: it failed the job for the pod {cause.name}, whose trainer exited 0, because of "
+        f"{cause.failed_beside}; make that a native sidecar (an init container with restartPolicy: Always), or install "
+        "Piton with engine: bundled"
+    )
 
 
 def _last_words(replica: ReplicaSeen) -> str:
@@ -263,7 +276,7 @@ def exited_zero(evidence: Evidence) -> Judgement | None:
     if not have_all_ended_well(evidence):
         if told is None or not all(r in done or (r.ended and cleaned_away(r, evidence)) for r in replicas):
             return None
-        message = f"{told.name} was told to stop by somebody else, and exited 0"
+        message = f"{told.name} exited 0, told to stop by {_who_stopped(evidence)}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message)
     if evidence.proof_needed or any(replica.termination for replica in done):
         message = "every replica exited 0, but there is no final manifest"

@@ -7,8 +7,9 @@ from piton.api.spec import Stage
 from piton.contract import names
 from piton.kube.nodes import condition, moment
 from piton.kube.resources import Body
-from piton.observed import JobState, LeavingPod
+from piton.observed import JobState, LeavingPod, ReplicaSeen, ReplicaState
 
+_MASTER = "-master-0"
 _GARBAGE_COLLECTORS = ("foregroundDeletion", "orphan")
 """Finalizers of the garbage collector, which takes them off by itself."""
 
@@ -26,6 +27,23 @@ def state_of(job: Body) -> tuple[JobState, str]:
         if found.get("status") == "True":
             return state, str(found.get("message") or "")
     return JobState.ACTIVE, ""
+
+
+def by_its_trainers(state: JobState, replicas: Sequence[ReplicaSeen], *, is_complete: bool) -> JobState:
+    """Return the state of a job that has failed for nothing but a container beside its master: it has succeeded.
+
+    Kubeflow's controller goes by the pod's phase, and clears the workers away as after a success.
+
+    Args:
+        state: the state by the job's conditions.
+        replicas: the replicas that are there.
+        is_complete: True if none is missing that was there before.
+    """
+    if state is not JobState.FAILED or not is_complete:
+        return state
+    failed = any(each.state is ReplicaState.FAILED and not each.is_told_to_end for each in replicas)
+    done = any(each.name.endswith(_MASTER) and each.failed_beside and not each.is_told_to_end for each in replicas)
+    return JobState.SUCCEEDED if done and not failed else state
 
 
 def expected_replicas(job: Body) -> int:

@@ -19,7 +19,7 @@ from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
 from piton.kube.ownership import claims_of, is_shared
 from piton.kube.pod_ends import OVER_TIME, ended_by_itself, without_its_end
-from piton.kube.pod_start import LAST_WORDS_MAX, container_of
+from piton.kube.pod_start import LAST_WORDS_MAX, container_of, other_containers
 from piton.kube.prices import Prices, share
 from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
 from piton.rendering.affinity import ZONE
@@ -79,6 +79,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         default_limit=_default_limit(pod, "ephemeral-storage" if evicted_for(pod) is _OWN_DISK else "memory"),
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         short_of_memory=_is_evicted_without_request(status) or is_without_limit,
+        failed_beside=_failed_beside(status, exit_code),
         outlives_trainer=exit_code is not None and _outlives(pod, ended_at, now),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
@@ -183,6 +184,15 @@ def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
         return ReplicaState.SUCCEEDED
     runs = phase in ("Running", "Unknown") or "running" in (container.get("state") or {})
     return ReplicaState.RUNNING if runs else ReplicaState.WAITING
+
+
+def _failed_beside(status: Mapping[str, Any], exit_code: int | None) -> str | None:
+    """Name what makes the pod count as failed although its trainer exited 0; None if nothing does."""
+    if status.get("phase") != "Failed" or _state(status, exit_code) is not ReplicaState.SUCCEEDED:
+        return None
+    ends = [(each["name"], (each.get("state") or {}).get("terminated") or {}) for each in other_containers(status)]
+    failed = [f"{name} (exit code {end['exitCode']})" for name, end in ends if end.get("exitCode")]
+    return ", ".join(failed) or "what has ended its pod later"
 
 
 def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
