@@ -1,12 +1,13 @@
 """What counts as the program that has run: the parts of the spec that shape its pods, and nothing else."""
 
+import json
 from typing import Any
 
 import pytest
 
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, RunStatus
-from piton.core import programs
+from piton.core import answers, programs
 from piton.observed import ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, failed
 
@@ -47,6 +48,48 @@ def test_a_program_that_has_run_under_an_older_operator_keeps_its_identity() -> 
     ran = programs.remember(ran, an_attempt(a_replica()))
     assert programs.identify(spec, Stage.TRAIN, ran) == older
     assert programs.identify(spec, Stage.TRAIN, RunStatus()) != older
+
+
+RICH: dict[str, Any] = {
+    "trainer": {**TRAINER, "env": [{"name": "A", "value": "b"}]},
+    "workers": {"template": {"tolerations": [{"key": "a", "operator": "Exists"}]}},
+}
+
+
+def test_what_the_statuses_of_runs_hold_stays_valid() -> None:
+    """If a new field of the spec fails this, add the field to `programs.YOUNGER_FIELDS`."""
+    spec = a_spec(**RICH)
+    assert programs.identify(spec, Stage.TRAIN, RunStatus()) == "8ce30b90cb56-cff4400489c9"
+    assert answers.digests(spec, Stage.TRAIN) == {
+        "trainer": "df20618e",
+        "workers": "c7ce0344",
+        "capacity": "75d12019",
+        "checkpoint": "9934d398",
+        "objective": "74234e98",
+        "limits.trainingTime": "74234e98",
+        "limits.hangTimeout": "634635a2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen"),
+    [
+        ("workers.template.placement", {"placement": {"group": "a", "policy": "Pack"}}),
+        ("workers.template.tolerations.effect", {"tolerations": [{"key": "a", "effect": "NoSchedule"}]}),
+        ("workers.template.resources.limits", {"resources": {"limits": {"cpu": "4"}}}),
+        ("workers.template.node_selector", {"nodeSelector": {"a": "b"}}),
+    ],
+)
+def test_a_field_that_is_younger_than_a_status_changes_nothing_until_it_is_chosen(
+    path: str, chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, other = a_spec(**RICH), a_spec(workers={"template": chosen})
+    today = programs.identify(other, Stage.TRAIN, RunStatus()), answers.digests(other, Stage.TRAIN)
+    monkeypatch.setattr(programs, "YOUNGER_FIELDS", frozenset({path}))
+    assert (programs.identify(other, Stage.TRAIN, RunStatus()), answers.digests(other, Stage.TRAIN)) == today
+    last = path.rpartition(".")[2]
+    assert last not in json.dumps(programs.document(spec, {path})["workers"])
+    assert last in json.dumps(programs.document(spec, ())["workers"])
 
 
 def test_an_image_that_has_run_at_another_stage_is_known_and_its_program_is_not() -> None:

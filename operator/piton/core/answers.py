@@ -55,7 +55,7 @@ def digests(spec: Spec, stage: Stage) -> dict[str, str]:
 
 
 def _digests(spec: Spec, stage: Stage) -> dict[str, str]:
-    document = staged(spec, stage).model_dump(mode="json", include=set(_LATE))
+    document = programs.document(staged(spec, stage), programs.YOUNGER_FIELDS)
     document["capacity"].pop("max_price_per_hour")  # a machine that is too dear is left at once
     for part in _OF_THE_CLAIM:
         document["checkpoint"]["volume"].pop(part)

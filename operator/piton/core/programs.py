@@ -7,6 +7,8 @@ budget, suspend, a recipe's config) are no part of it; resources, rights, enviro
 
 import hashlib
 import json
+from collections.abc import Collection
+from typing import Any
 
 from piton.api.one_form import in_one_form
 from piton.api.spec import Spec, Stage
@@ -14,6 +16,10 @@ from piton.api.stages import staged
 from piton.api.status import AttemptStatus, RunStatus, StageStatus
 from piton.observed import AttemptSeen
 
+YOUNGER_FIELDS: frozenset[str] = frozenset()
+"""Fields of the spec, by their path (`workers.template.x`, also in the items of a list), that are younger than digests
+in the statuses of runs. A new field belongs here: otherwise each program counts as one that has never run, and each
+attempt in flight as one whose spec has changed."""
 _OTHERS_MOST = 15
 """Programs of a stage that are remembered beside the newest: people go back to an image that worked."""
 
@@ -29,10 +35,33 @@ def identify(spec: Spec, stage: Stage, status: RunStatus) -> str:
 
 def _identity(spec: Spec, stage: Stage) -> str:
     spec = staged(spec, stage)
+    found = document(spec, YOUNGER_FIELDS)
     image = [spec.trainer.image, spec.workers.template.service_account_name]
-    trainer = spec.trainer.model_dump(mode="json", exclude={"image", "config"})
-    workers = spec.workers.model_dump(mode="json", include={"gpus_per_node", "instance_types", "template"})
+    trainer = {field: value for field, value in found["trainer"].items() if field not in ("image", "config")}
+    workers = {field: found["workers"][field] for field in ("gpus_per_node", "instance_types", "template")}
     return f"{digest(image)}-{digest([image, stage, trainer, workers])}"
+
+
+def document(spec: Spec, younger: Collection[str]) -> dict[str, Any]:
+    """Return the spec as JSON, to make digests of: without those younger fields that have their default."""
+    found, chosen = spec.model_dump(mode="json"), spec.model_dump(mode="json", exclude_defaults=True)
+    for path in younger:
+        _drop_default(found, chosen, path.split("."))
+    return found
+
+
+def _drop_default(found: object, chosen: object, path: list[str]) -> None:
+    """Remove the value at the path, unless it is in what differs from its default."""
+    if isinstance(found, list):
+        others = chosen if isinstance(chosen, list) else [None] * len(found)
+        for item, other in zip(found, others, strict=True):
+            _drop_default(item, other, path)
+    elif isinstance(found, dict) and path[0] in found:
+        known = chosen if isinstance(chosen, dict) else {}
+        if path[1:]:
+            _drop_default(found[path[0]], known.get(path[0]), path[1:])
+        elif path[0] not in known:
+            del found[path[0]]
 
 
 def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
