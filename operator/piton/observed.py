@@ -75,13 +75,12 @@ class ReplicaSeen:
     out_of_disk: bool = False
     """Evicted for more of its node's disk than it may use, or asked for."""
     failed_beside: str | None = None
-    """Its pod counts as failed, although its trainer exited 0: what has failed beside it."""
+    """The containers for which its pod counts as failed, although its trainer exited 0."""
     outlives_trainer: bool = False
     """The trainer has ended, and a container beside it has not: the pod keeps its machine."""
     deleting: bool = False
-    """Being deleted, by whomever."""
     grace_seconds: int | None = None
-    """Of its deletion, if it is being deleted."""
+    """True if it is being deleted, by whomever; and with which grace period."""
     never_started: bool = False
     """The trainer has not begun: it waits for a machine, a volume, an image or an init container."""
     disruption: str | None = None
@@ -101,8 +100,7 @@ class ReplicaSeen:
     short_of_memory: bool = False
     """Evicted from a node short of memory without a request, or killed by the kernel without a limit of its own."""
     node: str | None = None
-    zone: str | None = None
-    """The zone of its machine."""
+    zone: str | None = None  # of that node
     node_gone: bool = False
     """Its machine does not exist any more, or has not answered for too long."""
     silent: str | None = None

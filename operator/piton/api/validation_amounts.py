@@ -23,7 +23,7 @@ class DurationField:
     example: str | None = None
     """A good value; None where zero has a meaning: a run that is Stalled may hold at once."""
     zero_meant: str | None = None
-    """What zero did before it was refused, as a value that is good today; None where it always was refused."""
+    """The meaning of zero before it was refused, as a value that is good today; None where it always was."""
 
     @property
     def zero(self) -> str:
