@@ -53,6 +53,8 @@ def test_a_program_that_has_run_under_an_older_operator_keeps_its_identity() -> 
 RICH: dict[str, Any] = {
     "trainer": {**TRAINER, "env": [{"name": "A", "value": "b"}]},
     "workers": {"template": {"tolerations": [{"key": "a", "operator": "Exists"}]}},
+    "checkpoint": {"volume": {"size": "1Gi"}, "mirror": {"uri": "s3://bucket/runs"}, "every": {"steps": 5}},
+    "objective": {"metric": "val_loss", "patience": 2},
 }
 
 
@@ -64,8 +66,8 @@ def test_what_the_statuses_of_runs_hold_stays_valid() -> None:
         "trainer": "df20618e",
         "workers": "c7ce0344",
         "capacity": "75d12019",
-        "checkpoint": "9934d398",
-        "objective": "74234e98",
+        "checkpoint": "ca63cf88",
+        "objective": "8fec1915",
         "limits.trainingTime": "74234e98",
         "limits.hangTimeout": "634635a2",
     }

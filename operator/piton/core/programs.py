@@ -16,10 +16,10 @@ from piton.api.stages import staged
 from piton.api.status import AttemptStatus, RunStatus, StageStatus
 from piton.observed import AttemptSeen
 
-YOUNGER_FIELDS: frozenset[str] = frozenset()
-"""Fields of the spec, by their path (`workers.template.serviceAccountName`, also in the items of a list), that are younger than digests
-in the statuses of runs. A new field belongs here: otherwise each program counts as one that has never run, and each
-attempt in flight as one whose spec has changed."""
+YOUNGER_FIELDS = frozenset({"checkpoint.mirror.encryption"})
+"""Fields of the spec, by their path (also in the items of a list), that are younger than digests in the statuses of
+runs. A new field belongs here: otherwise each program counts as one that has never run, and each attempt in flight as
+one whose spec has changed."""
 _OTHERS_MOST = 15
 """Programs of a stage that are remembered beside the newest: people go back to an image that worked."""
 
