@@ -32,6 +32,8 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 IDLE_SECONDS = 1.0
 """Least time until the next pass after one that did nothing and wrote nothing: the next would find the same."""
+REPEATS_TOLD = 4
+"""Passes in a row that had to carry out an effect again; then people are told."""
 FAILURES_MOST = 3
 """Effects that may fail one after the other; then it is the world that is away, and no more of it is asked for."""
 
@@ -166,7 +168,8 @@ async def run_pass(
             return None
         decision = rules.decide(observed)
     undone, error = await _apply(world, decision, rules, failures)
-    is_done = len(undone) < len(decision.effects) + len(decision.optional_effects)
+    left = {rules.name_of(each.effect) for each in undone}
+    done = {rules.name_of(effect) for effect in (*decision.effects, *decision.optional_effects)} - left
     if error is not None:
         await _conclude(world, observed, rules.answer(observed), announcer, failures)
         raise error
@@ -174,10 +177,22 @@ async def run_pass(
         decision = rules.turn_down(observed, decision, undone)
     is_news = await _conclude(world, observed, decision, announcer, failures)
     again = decision.look_again_seconds
-    if again is not None and again <= 0 and not (is_done or is_news):
-        again = IDLE_SECONDS
+    is_at_once = again is not None and again <= 0
+    repeated = failures.note_done(done if is_at_once and not is_news else ())
+    if failures.repeats == REPEATS_TOLD:
+        await announcer.announce(_does_not_stay(repeated))
+    if is_at_once and not is_news:
+        again = failures.seconds_before_repeating() if repeated else again if done else IDLE_SECONDS
     waits = [seconds for seconds in (again, failures.seconds_left()) if seconds is not None]
     return replace(decision, look_again_seconds=min(waits, default=None))
+
+
+def _does_not_stay(names: Sequence[str]) -> Announcement:
+    message = (
+        f"{', '.join(names)}: done {REPEATS_TOLD + 1} times, and gone again each time; look for a webhook or a "
+        "controller that takes it off"
+    )
+    return Announcement(severity="Warning", reason=Reason.REFUSED, message=message)
 
 
 async def _conclude(

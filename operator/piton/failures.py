@@ -49,6 +49,10 @@ class Failures:
         self._try_at: datetime | None = None
         self._all_wait = False
         """True if the world seemed to be away, so that nothing is tried before that time."""
+        self._done: frozenset[str] = frozenset()
+        """Effects that the newest pass has carried out."""
+        self._repeats = 0
+        """Passes in a row that had to carry out an effect again."""
         self._status_since: datetime | None = None
         self._status_told = False
         self._unread: dict[str, _Failure] = {}
@@ -119,6 +123,21 @@ class Failures:
         elif failed:
             self._passes, self._all_wait = self._passes + 1, is_away
             self._try_at = self._clock.now() + timedelta(seconds=_backoff(self._passes))
+
+    def note_done(self, names: Collection[str]) -> list[str]:
+        """Remember what a pass has carried out. Return what the pass before it had carried out as well."""
+        again = sorted(self._done.intersection(names))
+        self._done, self._repeats = frozenset(names), self._repeats + 1 if again else 0
+        return again
+
+    @property
+    def repeats(self) -> int:
+        """Number of passes in a row that had to carry out an effect again."""
+        return self._repeats
+
+    def seconds_before_repeating(self) -> float:
+        """Return how long to wait before an effect is carried out once more that did not last."""
+        return _backoff(self._repeats)
 
     def note_status(self, is_refused: bool) -> bool:
         """Remember that the status could not be written. True if people have to hear of it, once."""
