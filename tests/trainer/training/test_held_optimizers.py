@@ -185,3 +185,30 @@ def test_an_older_trainer_reads_the_outer_optimizer(tmp_path: Path, monkeypatch:
         train(tmp_path, MAKE["SAM around SGD"], stop=True)
     monkeypatch.setattr(tracked_optimizers, "held_by", lambda *_, **__: {})
     train(tmp_path, MAKE["SAM around SGD"])
+
+
+class Counting(SGD):
+    """It counts its steps beside its state, and keeps a flag and something of Python's own."""
+
+    def __init__(self, parameters: Any, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self.count, self.is_begun, self._inner = 0, False, 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.count, self.is_begun, self._inner = self.count + 1, True, self._inner + 1
+        return super().step(closure)
+
+
+@resume.approximate(
+    "optimizers: numbers that one changes beside its state and leaves out of its state_dict", "told at the save"
+)
+def test_a_count_beside_the_state_of_an_optimizer_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "counting", lambda model: Counting(model.parameters(), lr=0.05))
+    told = [line for line in caplog.messages if "is not in its state_dict" in line]
+    assert [line.split(" changes ")[0] for line in told] == ["optimizer/0: its count"]
+    caplog.clear()
+    train(tmp_path / "sgd", lambda model: SGD(model.parameters(), lr=0.05))
+    train(tmp_path / "adam", lambda model: AdamW(model.parameters(), lr=0.05))
+    assert "is not in its state_dict" not in caplog.text

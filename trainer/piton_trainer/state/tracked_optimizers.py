@@ -162,6 +162,7 @@ class TrackedOptimizers:
                 state.key,
                 next(iter(one.inside)),
             )
+        one.tell_of_attributes()
         if home is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
             modules = [] if home is None and MODEL not in self._modules else [self._objects[home or MODEL]]
@@ -239,3 +240,19 @@ class _Optimizer:
         self.is_taken = known is None or bool(held) or says_otherwise(optimizer)
         """True if a checkpoint has what it holds, and not what it says."""
         self.has_told = False
+        self._told: set[str] = set()
+
+    def tell_of_attributes(self) -> None:
+        """Tell once of the numbers and texts that it changes beside its state, and leaves out of its state_dict."""
+        if type(self.optimizer).state_dict is not Optimizer.state_dict:
+            return
+        own = self.attributes.capture()
+        changed = sorted(key for key in own.keys() - self._told if not key.startswith("_") and own[key] is not True)
+        self._told.update(changed)
+        if changed:
+            logger.warning(
+                "%s: its %s changes in the training and is not in its state_dict, so after a resume it begins as in "
+                "the script; keep it in state or param_groups of the optimizer",
+                self.state.key,
+                ", ".join(changed),
+            )
