@@ -80,7 +80,7 @@ class ReplicaSeen:
     """The trainer has ended, and a container beside it has not: the pod keeps its machine."""
     deleting: bool = False
     grace_seconds: int | None = None
-    """True if it is being deleted, by whomever; and with which grace period."""
+    """Grace period of its deletion, whoever deletes it; None while nobody does."""
     never_started: bool = False
     """The trainer has not begun: it waits for a machine, a volume, an image or an init container."""
     disruption: str | None = None
