@@ -38,6 +38,7 @@ from support.builders import (
     meta,
     said,
 )
+from support.worlds.user_rules import RIDDLES
 
 
 def kinds(observed: Observed, **when: float) -> list[str]:
@@ -798,6 +799,19 @@ def test_a_refusal_is_told_and_tried_again() -> None:
     assert (training.reason, training.message) == (Reason.REFUSED, "no reason that is known")
     assert decision.look_again_seconds is not None
     assert decide(an_observed(status=decision.status), now=NOW).effects != ()
+
+
+@pytest.mark.parametrize("how", sorted(RIDDLES))
+def test_a_refusal_is_told_where_another_version_has_written_the_status(how: str) -> None:
+    """As that of a deletion: the run has stages, phases or verdicts that this version does not know."""
+    known = a_status(an_ended(1, Verdict.PREEMPTED, reason=Reason.NODE_GONE), phase=Phase.PENDING)
+    written = RIDDLES[how]({"stages": [], **known.to_wire()})
+    observed = an_observed(status=RunStatus.read(written))
+    assert observed.status.unreadable
+    decision = refused(observed, "no reason that is known", now=NOW)
+    waiting = decision.status.condition("Waiting")
+    assert waiting is not None
+    assert waiting.message == "no reason that is known"
 
 
 SUCCEEDED = a_status(an_ended(1, Verdict.FINISHED, reason=Reason.FINISHED), phase=Phase.SUCCEEDED)

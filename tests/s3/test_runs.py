@@ -101,7 +101,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
 def test_a_bucket_that_stays_away_costs_no_training_and_is_said_once(
     tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=0.2))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=0.2, behind=0.0))
     proxy.fail(times=10_000)
     with StatusServer() as status:
         ran = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=1, server=Server(url=status.url))

@@ -37,7 +37,11 @@ class NamedPlace(click.ParamType[Any]):
             self.fail("it is empty; name the file or folder", param, ctx)
         if isinstance(value, str) and (scheme := _BUCKET.match(value)):
             if self._kind is Path:
-                self.fail(f"{value} is in a bucket; name a file or folder of this machine", param, ctx)
+                self.fail(
+                    f"{value} is in a bucket; name a file or folder, or fetch it with piton checkpoint restore",
+                    param,
+                    ctx,
+                )
             value = f"s3:{value[scheme.end() :]}"
         return self._kind(value)
 

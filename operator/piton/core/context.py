@@ -69,7 +69,9 @@ class Context:
         """The stage of the attempt in flight, or the next one; None when there is none, or nobody can tell."""
         if self.flying is not None:
             return self.flying.stage
-        return stages.next_stage(self.spec, self.status) if self.spec else None
+        if self.spec is None or self.status.unreadable:  # another version may have stages of its own
+            return None
+        return stages.next_stage(self.spec, self.status)
 
     @cached_property
     def deadline(self) -> Deadline | None:
