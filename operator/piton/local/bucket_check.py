@@ -60,8 +60,8 @@ def check_bucket(name: str, spec: Spec) -> BucketCheck | None:
 
 
 def _encryption(mirror: Mirror) -> dict[str, str | None] | None:
-    asked = mirror.encryption
-    return None if asked is None else {"type": asked.type.value, "key_id": asked.key_id}
+    encryption = mirror.encryption
+    return None if encryption is None else {"type": encryption.type.value, "key_id": encryption.key_id}
 
 
 def _environment(spec: Spec) -> Mapping[str, str]:
@@ -71,5 +71,5 @@ def _environment(spec: Spec) -> Mapping[str, str]:
 
 def _last_line(error: Exception) -> str:
     """Return the last words of a process that has died, or the error itself."""
-    told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-    return (told or str(error)).strip().splitlines()[-1]
+    words = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+    return (words or str(error)).strip().splitlines()[-1]

@@ -286,13 +286,13 @@ class _Loop:
         except Conflict:
             seconds = 0.0
         except Unavailable as error:
-            self._end_if_over(error)
+            self._end_unless_it_trains(error)
             await self._announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             seconds = _RETRY_SECONDS
         return None if seconds is None else self.clock.now() + timedelta(seconds=seconds)
 
-    def _end_if_over(self, error: Unavailable) -> None:
-        """End the command if the folder takes no state and nothing trains any more that patience would serve.
+    def _end_unless_it_trains(self, error: Unavailable) -> None:
+        """End the command where the folder takes no state, once nothing trains any more.
 
         Raises:
             ValueError: the user has stopped the run, or the folder is gone.

@@ -88,7 +88,7 @@ def _missing(bucket: "Bucket", action: str, trouble: S3Error) -> str:
 def main() -> None:
     """Probe the bucket that the input names, and print the problem with it."""
     order = json.load(sys.stdin)
-    asked = order["encryption"]
+    encryption = order["encryption"]
     problem: Problem | None
     if find_spec("boto3") is None:
         problem = Problem(text="checkpoint.mirror needs boto3, which is not installed here", fix="pip install boto3")
@@ -97,7 +97,7 @@ def main() -> None:
 
         try:
             place = BucketPrefix.parse(order["uri"], *order["below"])
-            problem = problem_of(Bucket(place, encryption=None if asked is None else Encryption(**asked)))
+            problem = problem_of(Bucket(place, encryption=None if encryption is None else Encryption(**encryption)))
         except (S3Error, ValueError) as error:
             problem = Problem(text=f"checkpoint.mirror: {error}")
     print(json.dumps(None if problem is None else asdict(problem)))

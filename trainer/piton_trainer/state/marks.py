@@ -37,11 +37,11 @@ class ChangeWatch:
     def see(self, values: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
         """Look at the values that are not as the script has made them, and at the other parts; return the marks."""
         now = {key: self._token(value) for key, value in values.items()}
-        marks = frozenset(key for key, value in values.items() if is_mark(self._made.get(key, _ABSENT), value))
+        marks = frozenset(key for key, value in values.items() if _is_mark(self._made.get(key, _ABSENT), value))
         parts = {**parts, **{key: now[key] for key in marks if key not in self.steady}}
         stays = self._stays(parts)
         for key, token in now.items():
-            if (stays or key in self._marks) and self._has_changed(key, token) and not names_open_files(values[key]):
+            if (stays or key in self._marks) and self._has_changed(key, token) and not _names_open_files(values[key]):
                 self.steady[key] = None
         self._parts, self._before, self._marks = parts, now, marks
         return [key for key in values if key in marks and key not in self.steady]
@@ -54,14 +54,14 @@ class ChangeWatch:
     def _stays(self, parts: Mapping[str, Any]) -> bool:
         if parts.keys() != self._parts.keys():
             return False
-        return all(_is_equal(parts[key], self._parts[key], self._is_same) for key in parts)
+        return all(self._is_same(parts[key], self._parts[key]) for key in parts)
 
 
-def is_mark(made: Any, value: Any) -> bool:
+def _is_mark(made: Any, value: Any) -> bool:
     """True if a value may stand for something that this process has made since the script has made it otherwise.
 
     Args:
-        made: what the script has made; `_ABSENT`, or any other object, where there was nothing.
+        made: what the script has made; `_ABSENT` where there was nothing.
         value: what there is now.
     """
     kind = type(value)
@@ -69,11 +69,11 @@ def is_mark(made: Any, value: Any) -> bool:
         return made is not value
     was_nothing = made is _ABSENT or (type(made) in (int, float) and made == -1) or _is_nothing(made)
     if kind in (int, str):
-        return (was_nothing and value != made) or names_open_files(value)
-    return was_nothing and names_open_files(value)
+        return (was_nothing and value != made) or _names_open_files(value)
+    return was_nothing and _names_open_files(value)
 
 
-def names_open_files(value: Any) -> bool:
+def _names_open_files(value: Any) -> bool:
     """True for the number of a regular file that this process has open, or a few of them."""
     if type(value) is int:
         return _is_open_file(value)
@@ -92,7 +92,3 @@ def _is_open_file(number: int) -> bool:
     with suppress(OSError):
         return stat.S_ISREG(os.fstat(number).st_mode)
     return False
-
-
-def _is_equal(value: Any, other: Any, is_same: Callable[[Any, Any], bool]) -> bool:
-    return value is other or bool(is_same(value, other))
