@@ -177,20 +177,22 @@ async def run_pass(
         decision = rules.turn_down(observed, decision, undone)
     is_news = await _conclude(world, observed, decision, announcer, failures)
     again = decision.look_again_seconds
-    is_at_once = again is not None and again <= 0
-    repeated = failures.note_done(done if is_at_once and not is_news else ())
+    is_idle = again is not None and again <= 0 and not is_news
+    failures.record_done(done if is_idle else ())
     if failures.repeats == REPEATS_TOLD:
-        await announcer.announce(_does_not_stay(repeated))
-    if is_at_once and not is_news:
-        again = failures.seconds_before_repeating() if repeated else again if done else IDLE_SECONDS
+        await announcer.announce(_does_not_stay(failures.repeated))
+    if is_idle and failures.repeated:
+        again = failures.seconds_before_repeating()
+    elif is_idle and not done:
+        again = IDLE_SECONDS
     waits = [seconds for seconds in (again, failures.seconds_left()) if seconds is not None]
     return replace(decision, look_again_seconds=min(waits, default=None))
 
 
 def _does_not_stay(names: Sequence[str]) -> Announcement:
     message = (
-        f"{', '.join(names)}: done {REPEATS_TOLD + 1} times, and gone again each time; look for a webhook or a "
-        "controller that takes it off"
+        f"{', '.join(names)}: succeeded {REPEATS_TOLD + 1} times in a row and was undone each time; look for a "
+        "mutating webhook or a controller that undoes it"
     )
     return Announcement(severity="Warning", reason=Reason.REFUSED, message=message)
 

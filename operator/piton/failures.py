@@ -51,6 +51,7 @@ class Failures:
         """True if the world seemed to be away, so that nothing is tried before that time."""
         self._done: frozenset[str] = frozenset()
         """Effects that the newest pass has carried out."""
+        self._repeated: tuple[str, ...] = ()
         self._repeats = 0
         """Passes in a row that had to carry out an effect again."""
         self._status_since: datetime | None = None
@@ -124,11 +125,15 @@ class Failures:
             self._passes, self._all_wait = self._passes + 1, is_away
             self._try_at = self._clock.now() + timedelta(seconds=_backoff(self._passes))
 
-    def note_done(self, names: Collection[str]) -> list[str]:
-        """Remember what a pass has carried out. Return what the pass before it had carried out as well."""
-        again = sorted(self._done.intersection(names))
-        self._done, self._repeats = frozenset(names), self._repeats + 1 if again else 0
-        return again
+    def record_done(self, names: Collection[str]) -> None:
+        """Record what a pass has carried out, and what of it the pass before had carried out as well."""
+        self._repeated = tuple(sorted(self._done.intersection(names)))
+        self._done, self._repeats = frozenset(names), self._repeats + 1 if self._repeated else 0
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """Effects that the newest two passes have both carried out."""
+        return self._repeated
 
     @property
     def repeats(self) -> int:
@@ -136,7 +141,7 @@ class Failures:
         return self._repeats
 
     def seconds_before_repeating(self) -> float:
-        """Return how long to wait before an effect is carried out once more that did not last."""
+        """Return the seconds to wait before the next pass that repeats an effect."""
         return _backoff(self._repeats)
 
     def note_status(self, is_refused: bool) -> bool:

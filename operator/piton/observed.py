@@ -75,7 +75,7 @@ class ReplicaSeen:
     out_of_disk: bool = False
     """Evicted for more of its node's disk than it may use, or asked for."""
     failed_beside: str | None = None
-    """The containers for which its pod counts as failed, although its trainer exited 0."""
+    """Cause for which its pod counts as failed although its trainer exited 0: the containers, if any failed."""
     outlives_trainer: bool = False
     """The trainer has ended, and a container beside it has not: the pod keeps its machine."""
     deleting: bool = False

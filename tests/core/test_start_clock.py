@@ -112,7 +112,10 @@ def test_zero_of_an_older_run_is_never_doubled(before: str) -> None:
     record = (cut if before == "cut" else together)(1, 5)
     current = a_record(number=2, state=AttemptState.STARTING, placed_time=NOW, running_time=NOW)
     half = replace(gang(a_replica(name=MASTER), waits(WORKER)), number=2)
-    assert has_ended(look(a_status(record, current, phase=Phase.STARTING), half, 1, spec=ZERO))
+    ended = look(a_status(record, current, phase=Phase.STARTING), half, 1, spec=ZERO)
+    assert has_ended(ended)
+    assert ended.status.current is not None
+    assert "within limits.startTimeout of 0h0m" in ended.status.current.message
 
 
 @pytest.mark.parametrize("others", [1, 3])

@@ -818,7 +818,9 @@ def test_a_job_that_fails_for_a_sidecar_is_no_failure_of_the_program(told: Repli
     judgement = judged(an_attempt(told, BESIDE, job=JobState.FAILED), proof_needed=is_recipe)
     assert judgement is not None
     assert (judgement.verdict, judgement.reason) == (Verdict.INFRASTRUCTURE, Reason.POD_DELETED)
-    assert "for the pod b, whose trainer exited 0, because of agent (exit code 1); make that" in judgement.message
+    assert (
+        "for the pod b, whose trainer exited 0, because of agent (exit code 1). A native sidecar" in judgement.message
+    )
 
 
 def test_a_trainer_that_fails_beside_a_sidecar_that_does_has_failed() -> None:

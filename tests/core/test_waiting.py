@@ -318,7 +318,7 @@ def test_a_pod_that_has_a_node_is_told_in_the_words_of_its_events(
     assert advice in message
 
 
-NODES, CHECK = "Nothing in this is about the run", "Check spec.trainer"
+NODES, CHECK = "Piton recognizes nothing about the run", "Check spec.trainer"
 REGISTRY, NAME, WEBHOOK = "The registry fails", "Check the image's name", "webhook or controller that adds it"
 DOWN = "unexpected status from HEAD request to https://x/v2/y: 503 Service Unavailable"
 GONE = "failed to resolve reference: not found"

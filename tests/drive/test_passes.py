@@ -82,7 +82,7 @@ async def test_an_effect_that_does_not_stay_is_repeated_with_back_off_and_told()
         waits.append(found.look_again_seconds)
     assert waits == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 5]
     (told,) = listening.said
-    assert told.startswith(f"AddFinalizer: done {REPEATS_TOLD + 1} times, and gone again each time")
+    assert told.startswith(f"AddFinalizer: succeeded {REPEATS_TOLD + 1} times in a row and was undone each time")
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ class DurationField:
     value: Callable[[Spec], str | None]
     example: str | None = None
     """A good value; None where zero has a meaning: a run that is Stalled may hold at once."""
-    zero_meant: str | None = None
-    """The meaning of zero before it was refused, as a value that is good today; None where it always was."""
+    instead_of_zero: str | None = None
+    """Substitute for zero in new runs of a sweep from before zero was refused; None where zero has not changed."""
 
     @property
     def zero(self) -> str:
@@ -33,7 +33,7 @@ class DurationField:
     @property
     def too_long(self) -> str:
         """The message when it is longer than ten years, with `found` for its value."""
-        return f"spec.{self.path}: '{{found}}' is too long; write at most 3650d, which is ten years"
+        return f"spec.{self.path}: '{{found}}' is too long; write at most {duration.LONGEST}, which is ten years"
 
 
 def _hang_timeout(spec: Spec) -> str | None:
@@ -48,7 +48,7 @@ _WITH_CEL = (
         path="limits.startTimeout",
         value=lambda spec: spec.limits.start_timeout,
         example="30m",
-        zero_meant=f"{duration.YEARS_MAX * 365}d",
+        instead_of_zero=duration.LONGEST,
     ),
     DurationField(path="limits.stalled", value=lambda spec: spec.limits.stalled),
     DurationField(path="checkpoint.patience", value=lambda spec: spec.checkpoint.patience, example="1h"),
@@ -59,7 +59,7 @@ _WITH_CEL = (
 _A_WORD = "limits.hangTimeout is a duration or a word, which a structural schema cannot say"
 DURATIONS = (
     *_WITH_CEL,
-    DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m", zero_meant="off"),
+    DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m", instead_of_zero="off"),
 )
 
 
@@ -80,17 +80,19 @@ def _in_each(
     return add
 
 
-@_in_each([field for field in _WITH_CEL if field.example and not field.zero_meant], ANY_DIGIT, lambda field: field.zero)
+@_in_each(
+    [field for field in _WITH_CEL if field.example and not field.instead_of_zero], ANY_DIGIT, lambda field: field.zero
+)
 def good_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is zero, of those that never could be."""
-    yield from _zeros(spec, [field for field in DURATIONS if field.example and not field.zero_meant])
+    yield from _zeros(spec, [field for field in DURATIONS if field.example and not field.instead_of_zero])
 
 
-@_in_each([field for field in _WITH_CEL if field.zero_meant], ANY_DIGIT, lambda field: field.zero)
+@_in_each([field for field in _WITH_CEL if field.instead_of_zero], ANY_DIGIT, lambda field: field.zero)
 @not_in_cel(_A_WORD)
 def good_timeouts(spec: Spec) -> Iterator[str]:
     """Check that no timeout is zero, of those that could be: runs that have begun train with them."""
-    yield from _zeros(spec, [field for field in DURATIONS if field.zero_meant])
+    yield from _zeros(spec, [field for field in DURATIONS if field.instead_of_zero])
 
 
 def _zeros(spec: Spec, fields: Sequence[DurationField]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import re
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 PATTERN = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
 YEARS_MAX = 10
+LONGEST = f"{YEARS_MAX * 365}d"
 SECONDS_MAX = YEARS_MAX * 365 * 86_400.0
 """Longer ones would end after the last date that a computer knows. They count as this long."""
 _DAYS = "([0-9]{1,3}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650)"

@@ -24,7 +24,6 @@ from piton.api.stages import called
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
 from piton.contract import progress as reports
-from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, MIRROR_STEP
 from piton.core.context import Context
 from piton.core.effects import Announcement
 
@@ -107,7 +106,7 @@ def note_mirror(context: Context, status: RunStatus) -> Noted:
     progress, spec, known = context.observed.progress, context.spec, status.condition(MIRRORED)
     if progress is None or spec is None or spec.checkpoint.mirror is None:
         return status, ()
-    lag, step = progress.metrics.get(MIRROR_LAG_STEPS), progress.metrics.get(MIRROR_STEP)
+    lag, step = progress.metrics.get(reports.MIRROR_LAG_STEPS), progress.metrics.get(reports.MIRROR_STEP)
     if progress.mirror_refusal is None and lag is None:
         return status, ()  # nothing was saved yet
     was_off = known is not None and known.status is ConditionStatus.FALSE
@@ -125,7 +124,7 @@ def note_volume(context: Context, status: RunStatus) -> Noted:
     progress = context.observed.progress
     if progress is None or progress.checkpoint_step is None:
         return status, ()
-    message, fit = None, progress.metrics.get(CHECKPOINTS_THAT_FIT)
+    message, fit = None, progress.metrics.get(reports.CHECKPOINTS_THAT_FIT)
     if fit is not None:
         room = "no other" if fit < 1 else f"only {fit:.0f} more"
         keep = Keep() if context.spec is None else context.spec.checkpoint.keep
@@ -134,8 +133,7 @@ def note_volume(context: Context, status: RunStatus) -> Noted:
             f"beside the checkpoints that are kept, the volume has room for {room}. Enlarge the claim, where its "
             f"storage class lets that be done{fewer}"
         )
-    news = () if message is None else context.warn_once(VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message)
-    return context.with_trouble(status, VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message), news
+    return _with_warning(context, status, VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message)
 
 
 def note_resume(context: Context, status: RunStatus) -> Noted:
@@ -144,8 +142,7 @@ def note_resume(context: Context, status: RunStatus) -> Noted:
     if progress is None:
         return status, ()
     message = progress.resume_warning
-    news = () if message is None else context.warn_once(RESUME_INEXACT, Reason.RESUME_INEXACT, message)
-    return context.with_trouble(status, RESUME_INEXACT, Reason.RESUME_INEXACT, message), news
+    return _with_warning(context, status, RESUME_INEXACT, Reason.RESUME_INEXACT, message)
 
 
 def note_skipped(context: Context, status: RunStatus) -> Noted:
@@ -162,8 +159,13 @@ def note_skipped(context: Context, status: RunStatus) -> Noted:
             f"{count:.0f} damaged examples of the data are left out, as spec.trainer.config.maxSkipped accepts. "
             "The log of rank 0 names the first and the file that lists them"
         )
-    news = () if message is None else context.warn_once(EXAMPLES_SKIPPED, Reason.EXAMPLES_SKIPPED, message)
-    return context.with_trouble(status, EXAMPLES_SKIPPED, Reason.EXAMPLES_SKIPPED, message), news
+    return _with_warning(context, status, EXAMPLES_SKIPPED, Reason.EXAMPLES_SKIPPED, message)
+
+
+def _with_warning(context: Context, status: RunStatus, kind: str, reason: Reason, message: str | None) -> Noted:
+    """Return the status with a condition that is True while there is a message, and a Warning when that begins."""
+    news = () if message is None else context.warn_once(kind, reason, message)
+    return context.with_trouble(status, kind, reason, message), news
 
 
 def _with_health(

@@ -58,7 +58,7 @@ def seconds_left(context: Context, status: RunStatus) -> float | None:
     if record.state is AttemptState.STOPPING:
         return None
     if not _least(spec):
-        known = context.flying
+        known = context.flying  # as the pass before left it: a gang that is first seen running is looked at once more
         first_run = known.running_time if known is not None else None
         return None if first_run is None else -(context.now - first_run).total_seconds()
     if began is None:

@@ -63,14 +63,14 @@ class Culprit(Enum):
     INIT_CONTAINER = "an init container, of which a run has none of its own"
 
 
+_RUNTIME_FAILS = r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec "
+"""Failures of the runtime itself, whatever the program of the container is called."""
 _RUNTIMES_OWN = (
-    r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec |nvidia-(container|ctk)|nvml"
+    rf"{_RUNTIME_FAILS}|nvidia-(container|ctk)|nvml"
     r"|libnvidia|CDI device|/dev/nvidia|shim( task)?: (start failed: )?exec: "
     r"|exec: \\*\"([^\"]*/)?(containerd-shim[^\"/]*|kata-(runtime|shim)|qemu-[^\"/]*|runsc|runc|crun|youki|conmon)\\*\""
 )
 """Programs of the container runtime that fail. Their words are often those of a program that does not exist."""
-_NOT_THE_PROGRAM = r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec "
-"""Words of theirs where they fail themselves, whatever the program of the container is called."""
 _EXEC = r"(\bexec: \\*\"[^\"]*\": (stat .*?: )?|\bexec (/[^:]*|[^\s:]+): )"
 _EXEC_FAILS = (
     rf"{_EXEC}(executable file|not found|no such file|permission denied|operation not permitted|exec format"
@@ -270,18 +270,20 @@ def _is_about_another(message: str, program: str | None) -> bool:
 
     What the kubelet makes of a variable in it is not known.
     """
-    named = _named(message)
-    return bool(program and named) and "$(" not in str(program) and named != _last_part(str(program))
+    named = _find_program(message)
+    if not program or "$(" in program or named is None:
+        return False
+    return named != _last_part(program)
 
 
 def _is_about_own(message: str, program: str | None) -> bool:
     """True if the program that the container runs cannot be executed, and has the name of a runtime's."""
-    if not program or not _has(_EXEC_FAILS, message) or _has(_NOT_THE_PROGRAM, message):
+    if not program or not _has(_EXEC_FAILS, message) or _has(_RUNTIME_FAILS, message):
         return False
-    return _named(message) == _last_part(program)
+    return _find_program(message) == _last_part(program)
 
 
-def _named(message: str) -> str | None:
+def _find_program(message: str) -> str | None:
     """Return the last part of the program's path that the message is about; None: it names no program."""
     named = _PROGRAM_NAMED.search(message)
     return None if named is None else _last_part(next(filter(None, named.groups())))

@@ -243,8 +243,8 @@ def _who_stopped(evidence: Evidence) -> str:
         return "somebody else"
     return (
         f"the job's controller: it failed the job for the pod {cause.name}, whose trainer exited 0, because of "
-        f"{cause.failed_beside}; make that a native sidecar (an init container with restartPolicy: Always), or install "
-        "Piton with engine: bundled"
+        f"{cause.failed_beside}. A native sidecar (an init container with restartPolicy: Always) fails no pod; with "
+        "engine: bundled, no container beside a trainer fails the job"
     )
 
 

@@ -6,7 +6,7 @@ first pattern that is found counts, so the more specific come first. What none r
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
@@ -240,14 +240,18 @@ SANDBOX = (
         "The container runtime or the network plugin (CNI) of this node fails. If it stays so, drain the node.",
     ),
 )
-_ADDED = Cause(
-    Reason.INIT_CONTAINER_FAILED,
-    r"",
-    "It is that of an init container, which the run does not have: look at the webhook or controller that adds it.",
-    of=Culprit.INIT_CONTAINER,
-)
+
+
+def _added(reason: Reason) -> Cause:
+    """Return the cause that lies with an init container: a run has none of its own."""
+    advice = (
+        "This is about an init container that is not in the run's spec: look at the webhook or controller that adds it."
+    )
+    return Cause(reason, r"", advice, of=Culprit.INIT_CONTAINER)
+
+
 PULL_FAILED = (
-    replace(_ADDED, reason=Reason.IMAGE_PULL_FAILED),
+    _added(Reason.IMAGE_PULL_FAILED),
     Cause(
         Reason.IMAGE_PULL_FAILED,
         r"",
@@ -288,12 +292,13 @@ CONTAINER_CONFIG = (
         r"runAsNonRoot",
         "The image runs as root, and the pod may not: take an image with a numeric user.",
     ),
-    replace(_ADDED, reason=Reason.CONTAINER_CONFIG),
+    _added(Reason.CONTAINER_CONFIG),
     Cause(
         Reason.CONTAINER_CONFIG,
         r"",
-        "Nothing in this is about the run: the node or its container runtime fails, and the run tries again by itself."
-        " If that lasts, look at the logs of the node's kubelet and container runtime.",
+        "Piton recognizes nothing about the run in this, so it takes the node or its container runtime to be at fault,"
+        " and the run tries again by itself. If that lasts, look at the logs of the node's kubelet and container"
+        " runtime, or at the image and the command if other nodes say the same.",
         of=Culprit.CLUSTER,
     ),
     Cause(Reason.CONTAINER_CONFIG, r"", "Check spec.trainer."),

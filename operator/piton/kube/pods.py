@@ -192,7 +192,7 @@ def _failed_beside(status: Mapping[str, Any], exit_code: int | None) -> str | No
         return None
     ends = [(each["name"], (each.get("state") or {}).get("terminated") or {}) for each in other_containers(status)]
     failed = [f"{name} (exit code {end['exitCode']})" for name, end in ends if end.get("exitCode")]
-    return ", ".join(failed) or "what has ended its pod later"
+    return ", ".join(failed) or "an end of its pod after that"
 
 
 def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:

@@ -62,8 +62,8 @@ def check_limits(spec: SweepSpec, plan: Sequence[PlannedRun], *, is_older: bool)
 def _excused(run: PlannedRun) -> PlannedRun:
     """Return the run as it can be made and trained, though younger rules would refuse it.
 
-    The API server refuses durations above ten years, and they count as ten years. It refuses a timeout of zero, for
-    which stands what that did.
+    The API server refuses durations above ten years, and they count as ten years. A timeout of zero, which it refuses,
+    becomes `instead_of_zero`.
     """
     spec = run.spec
     for field in DURATIONS:
@@ -72,14 +72,11 @@ def _excused(run: PlannedRun) -> PlannedRun:
         for key in keys:
             found = found.get(key) if isinstance(found, Mapping) else None
         if isinstance(found, str) and _is_too_long(found):
-            spec = merge(spec, nested(keys, _LONGEST))
-        elif isinstance(found, str) and field.zero_meant and _is_zero(found):
-            spec = merge(spec, nested(keys, field.zero_meant))
+            spec = merge(spec, nested(keys, duration.LONGEST))
+        elif isinstance(found, str) and field.instead_of_zero and _is_zero(found):
+            spec = merge(spec, nested(keys, field.instead_of_zero))
     annotations = {**run.annotations, names.ANNOTATION_OLDER_RULES: "true"}
     return replace(run, spec=spec, annotations=annotations)
-
-
-_LONGEST = "3650d"
 
 
 def _is_zero(text: str) -> bool:
