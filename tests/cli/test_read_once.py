@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli.conftest import Piton, Result
+from cli.conftest import Piton
+from cli.test_bad_input import assert_one_sentence
 from cli.test_sweep_command import write
 from local.helpers import fake_parts, write_manifest
 
@@ -91,13 +92,6 @@ def test_results_are_read_from_a_pipe(piton: Piton) -> None:
 READERS = [("validate",), ("plan", "--json"), ("run", "--quiet"), ("preflight", "--quiet"), ("results",)]
 
 
-def assert_one_sentence(result: Result, words: str) -> None:
-    assert result.code == 2, result.err
-    assert result.err.startswith("piton: ")
-    assert result.err.count("\n") == 1
-    assert words in result.err
-
-
 @pytest.mark.parametrize("command", READERS, ids=" ".join)
 @pytest.mark.parametrize("kind", ["closed", "not open for reading", "a folder", "no text"])
 def test_stdin_that_cannot_be_read_is_one_sentence(
@@ -118,7 +112,7 @@ def test_stdin_that_cannot_be_read_is_one_sentence(
 
 @pytest.mark.parametrize("command", READERS, ids=" ".join)
 @pytest.mark.parametrize(
-    "name", ["folder.yaml", "socket", "socket.json", "binary", "binary.json", "nothing", "/dev/fd/77"]
+    "name", ["folder.yaml", "socket", "socket.json", "binary", "binary.json", "nothing", "/dev/fd/999999"]
 )
 def test_a_file_that_cannot_be_read_is_one_sentence(
     name: str, command: tuple[str, ...], piton: Piton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

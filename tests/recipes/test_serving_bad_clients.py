@@ -169,12 +169,12 @@ async def test_hostile_wishes_and_encodings_are_refused(body: Any, head: str, wo
     ("encoding", "body"),
     [
         ("gzip", PACKED),
-        ("gzip", gzip.compress(b'{"prompt":') + gzip.compress(b' "a"}')),
+        ("gzip", gzip.compress(b'{"prompt":', mtime=0) + gzip.compress(b' "a"}', mtime=0)),
         ("deflate", zlib.compress(b'{"prompt": "a"}')),
         ("deflate", zlib.compress(b'{"prompt": "a"}')[2:-4]),
     ],
 )
-async def test_a_wish_that_is_packed_is_answered(encoding: str, body: bytes) -> None:
+async def test_a_packed_request_is_answered(encoding: str, body: bytes) -> None:
     async with served(Parrot()) as (_, url):
         client = ask(url, body, f"Content-Encoding: {encoding}\r\n")
         assert b" 200 " in await said(client)

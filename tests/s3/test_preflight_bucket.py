@@ -123,7 +123,7 @@ def test_the_command_says_that_the_bucket_is_good(preflight: Any, proxy: s3.Prox
 
     assert (check["state"], check["text"]) == (
         "ok",
-        f"one object was written to {uri}/default/fake with SSE-KMS, read, listed and deleted",
+        f"{uri}/default/fake was listed; one object was written with SSE-KMS, read and deleted",
     )
 
 

@@ -1,7 +1,7 @@
 """Three ways to watch a run: live in a terminal, as lines, and not at all. All of them on stderr.
 
-A terminal may stand still (Ctrl-S, a frozen connection, a pipe that nobody reads). A write to it then lasts until it
-moves again, so none of them is made by the thread that drives the run.
+A terminal may stand still (Ctrl-S, a frozen connection, a pipe that nobody reads). A write then lasts until it moves
+again. Announcements and progress are therefore written by another thread than the one that drives the run.
 """
 
 import contextlib
@@ -58,20 +58,20 @@ class Printer:
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque(maxlen=self._WAITING_MAX)
         self._changed = threading.Condition()
-        self._printing = False
+        self._is_printing = False
 
     def print(self, write: Callable[[], None]) -> None:
-        """Have it written soon. What it raises is lost."""
+        """Queue a write. Errors of the write are dropped."""
         with self._changed:
             self._waiting.append(write)
-            if not self._printing:
-                self._printing = True
+            if not self._is_printing:
+                self._is_printing = True
                 threading.Thread(target=self._print_all, name="printer", daemon=True).start()
 
     def finish(self) -> None:
         """Wait until all is written, however long the terminal stands still."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._printing)
+            self._changed.wait_for(lambda: not self._is_printing)
 
     def _print_all(self) -> None:
         while (write := self._next()) is not None:
@@ -82,7 +82,7 @@ class Printer:
         with self._changed:
             if self._waiting:
                 return self._waiting.popleft()
-            self._printing = False
+            self._is_printing = False
             self._changed.notify_all()
             return None
 

@@ -1,4 +1,4 @@
-"""Check of the bucket of a run's mirror, for `piton preflight`: one object is written, read, listed and deleted there.
+"""Check the bucket of a run's mirror, for `piton preflight`: list it, then write, read and delete one object.
 
 The trainer's own code does it, in a process with the environment that `piton run` would give to the trainer. The
 credentials are those of this machine, which may not be those of the pods.
@@ -49,14 +49,22 @@ def check_bucket(name: str, spec: Spec) -> BucketCheck | None:
         )
         problem = json.loads(answer.stdout)
     except subprocess.TimeoutExpired:
-        return BucketCheck(is_good=False, text=f"{mirror.uri}: it has not answered for {_TIMEOUT_SECONDS:.0f} s")
+        return BucketCheck(
+            is_good=False,
+            text=f"spec.checkpoint.mirror: {mirror.uri} has not answered for {_TIMEOUT_SECONDS:.0f} s",
+            fix="look at AWS_ENDPOINT_URL and the network",
+        )
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
-        raise InputError(f"spec.checkpoint.mirror: it cannot be checked: {_last_line(error)}") from error
+        raise InputError(
+            f"spec.checkpoint.mirror: the check of the bucket has ended ({_last_line(error)}); run "
+            f"python -m {_PROBE} to see why"
+        ) from error
     if problem is not None:
         return BucketCheck(is_good=False, text=problem["text"], fix=problem["fix"])
     encrypted = "" if mirror.encryption is None else f" with {mirror.encryption.type}"
     place = "/".join((mirror.uri.rstrip("/"), *below))
-    return BucketCheck(is_good=True, text=f"one object was written to {place}{encrypted}, read, listed and deleted")
+    text = f"{place} was listed; one object was written{encrypted}, read and deleted"
+    return BucketCheck(is_good=True, text=text)
 
 
 def _encryption(mirror: Mirror) -> dict[str, str | None] | None:
@@ -72,4 +80,4 @@ def _environment(spec: Spec) -> Mapping[str, str]:
 def _last_line(error: Exception) -> str:
     """Return the last words of a process that has died, or the error itself."""
     words = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-    return (words or str(error)).strip().splitlines()[-1]
+    return (words.strip() or str(error)).splitlines()[-1]

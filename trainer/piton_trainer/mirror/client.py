@@ -180,8 +180,7 @@ class MirrorClient:
     def refusal(self) -> str | None:
         """Reason why nothing is mirrored: the bucket is another's, or refuses, or nothing has moved for long."""
         with self._changed:
-            since = max(self._commits[0][1], self._moved_at) if self._commits else None
-            return self._health.reason(self._state, None if since is None else self._clock.monotonic() - since)
+            return self._health.reason(self._state, self._still_seconds())
 
     def finish(self, is_stop_requested: Callable[[], bool]) -> bool:
         """Wait, after the training, for the remaining uploads while they make progress.
@@ -232,7 +231,8 @@ class MirrorClient:
     def _await(self) -> None:
         """Note that the trainer waits from now on, so that progress is reported."""
         self._is_awaited = True
-        self._moved_at = self._reported_at = self._clock.monotonic()
+        self._note_progress()
+        self._reported_at = self._moved_at
 
     @property
     def _finish_seconds(self) -> float:
@@ -301,7 +301,7 @@ class MirrorClient:
             match answer:
                 case MirrorState():
                     if self._state.mirrored != answer.mirrored:
-                        self._moved_at = self._clock.monotonic()
+                        self._note_progress()
                     self._health.on_state(self._state, answer)
                     self._state = answer
                     if answer.mirrored is not None:
@@ -309,7 +309,7 @@ class MirrorClient:
                         self._commits = [(step, at) for step, at in self._commits if step > mirrored]
                     self._send_newest()
                 case Transfer():
-                    self._moved_at = self._clock.monotonic()
+                    self._note_progress()
                     if self._is_awaited and self._moved_at - self._reported_at >= _REPORT_SECONDS:
                         self._reported_at = self._moved_at
                         self._report(answer)
@@ -320,6 +320,17 @@ class MirrorClient:
                 case _:
                     assert_never(answer)
             self._changed.notify_all()
+
+    def _still_seconds(self) -> float | None:
+        """Return the seconds for which an upload waits and nothing has moved; None if none waits."""
+        if not self._commits:
+            return None
+        return self._clock.monotonic() - max(self._commits[0][1], self._moved_at)
+
+    def _note_progress(self) -> None:
+        """Restart the time without progress."""
+        self._health.on_progress(self._still_seconds())
+        self._moved_at = self._clock.monotonic()
 
     def _send_newest(self) -> None:
         if self._process is not None and self._sent == self._state.known != self._wanted:

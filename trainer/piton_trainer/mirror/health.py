@@ -39,9 +39,13 @@ class MirrorHealth:
             self._trouble = state.trouble
             self._is_off = self._is_off or state.is_refused
 
+    def on_progress(self, still_seconds: float | None) -> None:
+        """Remember a stall, so that it ends with the next upload and not when bytes move again."""
+        self._is_off = self._is_off or self._is_stalled(still_seconds)
+
     def on_death(self, state: MirrorState, detail: str) -> None:
         """Count the end of a process; `state` is its last one."""
-        self._ended.update({**state.errors})
+        self._ended.update(state.errors)
         self._ended[OTHER] += 1
         self._trouble = detail
 
@@ -56,5 +60,8 @@ class MirrorHealth:
         """
         if state.refusal is not None or still_seconds is None:
             return state.refusal
-        self._is_off = self._is_off or still_seconds >= self._patience_seconds
-        return f"nothing is mirrored to {self._place}: {self._trouble or _SILENT}" if self._is_off else None
+        is_off = self._is_off or self._is_stalled(still_seconds)
+        return f"nothing is mirrored to {self._place}: {self._trouble or _SILENT}" if is_off else None
+
+    def _is_stalled(self, still_seconds: float | None) -> bool:
+        return still_seconds is not None and still_seconds >= self._patience_seconds

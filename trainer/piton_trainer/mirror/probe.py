@@ -1,7 +1,8 @@
-"""Probe of a bucket for `piton preflight`: writes, reads, lists and deletes one object, as the mirror does.
+"""Probe a bucket for `piton preflight`: list it, then write, read and delete one object.
 
-It is a process with the environment of the trainer, because credentials and endpoint come from there. Its input is one
-JSON object with the fields of `Order`, its output one with those of `Problem`, or null.
+It is a process with the environment of the trainer, because credentials and endpoint come from there. It reads one JSON
+object from stdin: `uri`, `below` (the names under the URI) and `encryption` (the fields of `Encryption`, or null). It
+prints one with the fields of `Problem`, or null.
 """
 
 import json
@@ -26,12 +27,12 @@ _DENIED = frozenset({"403", "AccessDenied", "Forbidden"})
 _ACTION = re.compile(r"\b(?:s3|kms):[A-Z][A-Za-z]+")
 """Amazon names the action that is not allowed."""
 _OF_THE_KEY = {"s3:PutObject": "kms:GenerateDataKey", "s3:GetObject": "kms:Decrypt"}
-_ALLOW = "allow this to the identity that these credentials have; docs/mirror.md has the least policy"
+_ALLOW = "grant this to the identity of these credentials; docs/mirror.md has the minimal policy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The reason why the mirror could not use a bucket."""
+    """Reason why the bucket does not allow everything that the mirror does."""
 
     text: str
     fix: str | None = None
@@ -39,7 +40,7 @@ class Problem:
 
 
 def problem_of(bucket: "Bucket") -> Problem | None:
-    """Return the reason why the mirror could not use this bucket; None if it can."""
+    """Return what the mirror cannot do in this bucket; None if it can do everything that is tried here."""
     name, missing, is_there = uuid.uuid4().hex, list[str](), True
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("s3:ListBucket", bucket.folders),
@@ -67,7 +68,7 @@ def problem_of(bucket: "Bucket") -> Problem | None:
 
 
 def _other(bucket: "Bucket", name: str, trouble: S3Error) -> Problem:
-    """Return trouble that is no missing permission, without leaving the object behind."""
+    """Return trouble that is no missing permission. An object that is not encrypted is deleted."""
     if trouble.kind == "NotEncrypted":
         try:
             bucket.delete(_FOLDER, [name])

@@ -21,10 +21,10 @@ CONNECTIONS_MAX = 256
 BUFFER_BYTES = 16 * 1024
 """Bytes of an answer in this process, and in the kernel. With more, the stall of a slow client is noticed late."""
 _BACKLOG = 16
-"""Connections that asyncio accepts at a time, before it asks anybody."""
+"""Connections that asyncio accepts in one turn of the event loop, before `admit` can refuse any."""
 _SPARE_FILES = 4 * _BACKLOG + 16
 """Accepted connections exist for up to four turns of the event loop before the refused ones are closed."""
-_SAY_AGAIN_SECONDS = 60.0
+_WARN_AGAIN_SECONDS = 60.0
 _FULL = b'{"error": "too many connections are open; try again"}'
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
@@ -62,7 +62,7 @@ class Connections:
         self._stall_seconds = stall_seconds
         self._most = _connections_max()
         self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
-        self._said = -_SAY_AGAIN_SECONDS
+        self._warned_at = -_WARN_AGAIN_SECONDS
 
     @asynccontextmanager
     async def listening(self, addresses: list[str], port: int) -> AsyncIterator[tuple[str, int]]:
@@ -93,7 +93,7 @@ class Connections:
     def admit(self, transport: asyncio.Transport) -> None:
         """Hand the connection to aiohttp, or refuse it."""
         if len(self._server.connections) >= self._most:
-            self._say(f"{self._most} connections are open, the most that are accepted here; others get a 503")
+            self._warn(f"{self._most} connections are open, the most that are accepted here; others get a 503")
             transport.write(_REFUSAL)
             transport.close()
             return
@@ -106,15 +106,15 @@ class Connections:
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if context.get("message") == _ACCEPT_FAILED and isinstance(error, OSError):
-            self._say(f"no connection can be accepted: {error.strerror}; raise the limit of open files (ulimit -n)")
+            self._warn(f"no connection can be accepted: {error.strerror}; raise the limit of open files (ulimit -n)")
         else:
             loop.default_exception_handler(context)
 
-    def _say(self, sentence: str) -> None:
-        """Log a line, at most one each minute."""
+    def _warn(self, sentence: str) -> None:
+        """Log a warning, at most one each minute."""
         now = asyncio.get_running_loop().time()
-        if now >= self._said + _SAY_AGAIN_SECONDS:
-            self._said = now
+        if now >= self._warned_at + _WARN_AGAIN_SECONDS:
+            self._warned_at = now
             _log.warning(sentence)
 
 

@@ -71,14 +71,13 @@ class Telemetry:
         return None if self.operator is None else self.operator.failure
 
     @property
-    def lag(self) -> dict[str, float]:
-        """The lag of the mirror and its newest step, as metrics; empty without a mirror."""
-        lag = None if self.mirror is None else self.mirror.lag()
-        if self.mirror is None or lag is None:
+    def mirror_metrics(self) -> dict[str, float]:
+        """Metrics of the mirror: its lag in steps and seconds, and its newest step; empty without a mirror."""
+        if self.mirror is None or (lag := self.mirror.lag()) is None:
             return {}
+        metrics: dict[str, float] = {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
         step = self.mirror.mirrored_step
-        proven = {} if step is None else {MIRROR_STEP: step}
-        return {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds, **proven}
+        return metrics if step is None else {**metrics, MIRROR_STEP: step}
 
     @property
     def mirror_refusal(self) -> str | None:

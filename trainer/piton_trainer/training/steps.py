@@ -198,7 +198,7 @@ class Steps:
             mirror_refusal=self._telemetry.mirror_refusal,
             resume_warning=self._store.warning,
             metrics=self.measured.read_all()
-            | self._telemetry.lag
+            | self._telemetry.mirror_metrics
             | self._saves.metrics()
             | peaks_of(self._ranks.device)
             | startup_phases.to_metrics(self._startup.seconds),
