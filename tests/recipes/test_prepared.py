@@ -228,6 +228,30 @@ def test_what_an_earlier_version_has_prepared_is_that_of_one_content_only(source
     assert data.read() == "wind"
 
 
+@SOURCES
+@pytest.mark.parametrize(
+    "damage", [b"", bytes(16), b"\xff", b"a line\n"], ids=["empty", "zeros", "no UTF-8", "no digest"]
+)
+def test_a_damaged_note_of_what_an_earlier_version_has_prepared_is_no_folder(
+    source: Source, damage: bytes, tmp_path: Path
+) -> None:
+    data = source(tmp_path)
+    data.write("wind")
+    data.read()
+    folder = as_before(data)
+    assert data.read() == "wind"
+    [note] = data.run_cache.directory.glob("*.is")
+    note.write_bytes(damage)
+    assert data.read() == "wind"
+    assert note.read_text() == folder.name.removeprefix(f"{data.kind}-"), "it is noted again"
+    before = data.file.stat()
+    note.write_bytes(damage)
+    data.write("wing")
+    with_times_of(before, data.file)
+    assert data.read() == "wing", "the folder may be that of another content"
+    assert len([path for path in data.run_cache.directory.glob(f"{data.kind}-*") if path.is_dir()]) == 2
+
+
 # While it is read.
 
 

@@ -7,6 +7,7 @@ it says so. So a run goes on with what it has prepared, and sees each other cont
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from piton_trainer.run_cache import RunCache
 from piton_trainer.s3 import S3_SCHEME
 
 VersionOf = Callable[[str], str]
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +93,23 @@ def _key(kind: str, content: str, stamps: str, memory: Path) -> Key:
 
 def _folder(kind: str, content: str, stamps: str, memory: Path) -> str:
     note = memory / f"{kind}-{content}.is"
-    with suppress(OSError, UnicodeDecodeError):
-        return note.read_text(encoding="utf-8")
+    if noted := _read_note(note):
+        return noted
     if content == stamps or not (memory / f"{kind}-{stamps}").is_dir():
         return content
     for other in memory.glob(f"{kind}-*.is"):
-        if other.read_text(encoding="utf-8") == stamps:
-            return content  # it was made of another content, which had the same size and time
+        if other != note and _read_note(other) in (stamps, None):
+            return content  # it was, or may have been, made of another content, which had the same size and time
     write_note(note, stamps)
     return stamps
+
+
+def _read_note(path: Path) -> str | None:
+    """Return the digest in a note; None where there is none, or the note is damaged."""
+    with suppress(OSError, UnicodeDecodeError):
+        text = path.read_text(encoding="utf-8")
+        return text if _DIGEST.fullmatch(text) else None
+    return None
 
 
 def _digest(parts: object) -> str:
