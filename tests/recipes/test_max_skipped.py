@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +168,13 @@ def test_so_many_are_left_out_and_listed(name: str, tmp_path: Path) -> None:
 
 
 def lost(whole: Rows, rows: Rows) -> bool:
-    """True if rows are missing and none is another one."""
+    """True if rows are missing, few enough for two damaged examples, and none is another one.
+
+    A query goes with its two judgments. A text is many rows.
+    """
     assert all(row in whole[kind] for kind, found in rows.items() for row in found if kind != "lines")
-    return rows != whole
+    missing = max((Counter(whole[kind]) - Counter(rows.get(kind, ()))).total() for kind in whole)
+    return missing > 0 and ("lines" in whole or missing <= 2 * 2)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -341,6 +346,15 @@ def test_records_with_more_left_out_than_is_accepted_now_are_refused(tmp_path: P
     )
     assert f"or delete {path}" in caught.value.detail
     prepare(str(source), path, FORM, threads=1, most=5)
+
+
+def test_a_source_without_an_image_that_can_be_used_is_refused(tmp_path: Path) -> None:
+    source = a_folder(tmp_path, 4, damaged=(0, 1, 2, 3))
+    with pytest.raises(BadConfig) as caught:
+        prepare(str(source), tmp_path / "x.records", FORM, threads=1, most=4)
+    assert caught.value.detail == (
+        f"trainer.config.data: no image of {source} can be used; mend the images or name another source"
+    )
 
 
 def test_a_damaged_list_is_noticed(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_same_files_cost_a_listing_only(
     monkeypatch.setattr(preparation, "open_source", None)
     for when in WhenChanged:
         refresh(str(source), path, FORM, when)
-        prepare(str(source), path, FORM, when=when)
+        prepare(str(source), path, FORM)
     assert path.read_bytes() == before
     assert caplog.messages == []
 
@@ -185,12 +185,13 @@ def test_what_is_no_change_is_no_trouble(
     assert caplog.messages == []
 
 
-def test_a_preparation_sees_by_itself_that_images_were_replaced(tmp_path: Path) -> None:
+def test_a_preparation_alone_compares_no_images(tmp_path: Path) -> None:
     source, path, before = made(tmp_path, "folder")
     replace_one(source)
-    prepare(str(source), path, FORM, when=WhenChanged.TRUST)
-    assert path.read_bytes() == before
     (source / "a" / "9.png").write_bytes(png(9))
+    prepare(str(source), path, FORM)
+    assert path.read_bytes() == before
+    refresh(str(source), path, FORM, WhenChanged.RENEW)
     prepare(str(source), path, FORM)
     assert len(Records(path)) == 7
     assert max(brightness(path)) > 190

@@ -338,8 +338,8 @@ def test_the_key_of_objects_in_a_bucket_is_that_of_earlier_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepared, "version_of", lambda source, memory: "etag")
-    key, folder = prepared.prepared(
-        "x", lambda version_of: [version_of("s3://b/k")], lambda into, skips: None, a_cache(tmp_path), SkippedData()
+    key, folder = prepared.prepare_folder(
+        "x", lambda version_of: [version_of("s3://b/k")], lambda into, skips: None, a_cache(tmp_path), None
     )
     assert key.content == key.stamps == key.folder
     assert folder.name == f"x-{key.content}"

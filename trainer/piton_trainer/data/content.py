@@ -19,7 +19,7 @@ SETTLED_SECONDS = 2.0
 """A file that was changed later than this is not remembered: a further change might have the same times."""
 
 
-def content_digest(path: Path, memory: Path | None, clock: Clock | None = None) -> str:
+def content_digest(path: Path, memory: Path | None) -> str:
     """Return the SHA-256 of a file; the folder `memory` remembers it.
 
     Raises:
@@ -35,28 +35,37 @@ def content_digest(path: Path, memory: Path | None, clock: Clock | None = None) 
         after = path.stat()
     except OSError as error:
         raise BadConfig(f"trainer.config.data: cannot read {path}: {error.strerror}") from error
-    age = (clock or Clock()).now().timestamp() - after.st_ctime
+    age = Clock().now().timestamp() - after.st_ctime
     if note is not None and _signature(before) == _signature(after) and age > SETTLED_SECONDS:
         write_note(note, json.dumps({"file": _signature(after), "sha256": digest}))
     return digest
 
 
 def write_note(path: Path, text: str) -> None:
-    """Write a small file whole or not at all. What only saves work later fails without a word."""
+    """Write a small file, in one step. Errors are ignored, because the note only saves work later."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        replace_text(path, text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file, in one step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def _read(note: Path) -> dict[str, object]:
     with suppress(OSError, ValueError):
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and isinstance(found.get("sha256"), str):
-            return found
+        fields = json.loads(note.read_text(encoding="utf-8"))
+        if isinstance(fields, dict) and isinstance(fields.get("sha256"), str):
+            return fields
     return {}
 
 
-def _signature(found: os.stat_result) -> str:
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+def _signature(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"

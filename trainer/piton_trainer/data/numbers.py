@@ -23,7 +23,7 @@ def whole_number(text: str) -> int:
 
 
 def decimal_number(text: str) -> float:
-    """Return the number that a text is, with or without a fraction.
+    """Return the number that a text is, with or without a fraction. `nan` and `inf` count as numbers.
 
     Raises:
         ValueError: it is none.

@@ -41,12 +41,12 @@ class Key:
         return frozenset({self.stamps, self.folder})
 
 
-def prepared(
+def prepare_folder(
     kind: str,
     parts: Callable[[VersionOf], object],
     make: Callable[[Path, Skips], object],
     run_cache: RunCache,
-    skipped_data: SkippedData,
+    skipped_data: SkippedData | None,
 ) -> tuple[Key, Path]:
     """Return the key of data and the folder that holds it. All ranks call it together.
 
@@ -55,16 +55,22 @@ def prepared(
         parts: returns all that the data depends on, with the version of each source that the given function has.
         make: fills a folder that is there; it hands damaged examples to the given `Skips`.
         run_cache: where the folder is, or is made.
-        skipped_data: takes the list of what was left out.
+        skipped_data: takes the list of what was left out. With None nothing may be left out.
 
     Raises:
         BadConfig: a source cannot be used, changes while it is read, or more of it was left out than is accepted.
     """
+    skipped_data = skipped_data or SkippedData()
     memory, versions = run_cache.directory, dict[str, str]()
 
     def version(source: str) -> str:
         versions[source] = version_of(source, memory)
         return versions[source]
+
+    def make_key() -> Key:
+        content = _digest(parts(version))  # this fills `versions`
+        stamps = _digest(parts(lambda source: earlier_version_of(source, versions[source])))
+        return Key(content=content, stamps=stamps, folder=_folder(kind, content, stamps, memory))
 
     def fill(folder: Path) -> None:
         skips = Skips(skipped_data.most)
@@ -76,19 +82,10 @@ def prepared(
                 )
         skips.save(folder)
 
-    key = run_cache.on_main(lambda: _key(kind, _digest(parts(version)), _digest(parts(earlier(versions))), memory))
+    key = run_cache.on_main(make_key)
     folder = run_cache.folder(f"{kind}-{key.folder}", fill)
     skipped_data.add(folder / MANIFEST, load(folder, skipped_data.most))
     return key, folder
-
-
-def earlier(versions: dict[str, str]) -> VersionOf:
-    """Return the function for the versions that earlier versions of Piton had."""
-    return lambda source: earlier_version_of(source, versions[source])
-
-
-def _key(kind: str, content: str, stamps: str, memory: Path) -> Key:
-    return Key(content=content, stamps=stamps, folder=_folder(kind, content, stamps, memory))
 
 
 def _folder(kind: str, content: str, stamps: str, memory: Path) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from piton.contract import InputError
 from piton_trainer.errors import BadConfig
@@ -95,20 +95,6 @@ class Skips:
         """Return the manifest, as plain values."""
         return {"maxSkipped": self.most, "skipped": [asdict(skip) for skip in self._skipped]}
 
-    @classmethod
-    def from_wire(cls, fields: Any) -> Self:
-        """Read a manifest.
-
-        Raises:
-            ValueError: it is none.
-        """
-        try:
-            skips = cls(int(fields["maxSkipped"]))
-            skips._skipped = [Skip(**entry) for entry in fields["skipped"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"it is no list of skipped examples: {error}") from error
-        return skips
-
     def save(self, folder: Path) -> None:
         """Write the manifest into a folder that is there, if anything is left out."""
         if self._skipped:
@@ -116,18 +102,31 @@ class Skips:
             (folder / MANIFEST).write_text(f"{content}\n", encoding="utf-8")
 
 
+def skipped_from_wire(fields: Any) -> tuple[Skip, ...]:
+    """Return the examples that a manifest lists.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return tuple(Skip(**entry) for entry in fields["skipped"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"it is no list of skipped examples: {error}") from error
+
+
 def load(folder: Path, most: int) -> tuple[Skip, ...]:
     """Return the examples that were left out when the data in a folder was made.
 
     Raises:
         BadConfig: they are more than `most`.
+        ValueError: the manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return ()
-    skips = Skips.from_wire(json.loads(path.read_text(encoding="utf-8")))
-    Skips(most).expect_within(skips.skipped)
-    return tuple(skips.skipped)
+    skipped = skipped_from_wire(json.loads(path.read_text(encoding="utf-8")))
+    Skips(most).expect_within(skipped)
+    return skipped
 
 
 class SkippedData:

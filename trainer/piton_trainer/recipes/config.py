@@ -43,6 +43,7 @@ class RecipeConfig(BaseModel):
     step, so it is off."""
     max_skipped: int = Field(default=0, ge=0)
     """Damaged examples of each source of data that may be left out; one more ends the run, as the first does with 0.
+    A finished file of records that is named as data is taken with what was left out of it, whatever this number is.
     What is left out is listed beside the prepared data, and counted in the metric `examples_skipped`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 over fp32 weights: what a GPU wants. fp32 gives equal results everywhere."""

@@ -35,7 +35,7 @@ class Form:
 
 
 class DamagedImage(BadConfig):
-    """An image whose content cannot be used. Who may skip it catches this; else it ends the attempt."""
+    """An image whose content cannot be used. `prepare` may skip it; otherwise it ends the attempt."""
 
     def __init__(self, skip: Skip, detail: str, stamp: bytes) -> None:
         super().__init__(detail)
@@ -49,7 +49,7 @@ class ImageFile:
     """An image file, or a stretch of a shard."""
 
     file: str
-    """For a person."""
+    """Path of the file or shard, printable."""
     member: str
     """In a shard; else empty."""
     label: int
@@ -57,7 +57,7 @@ class ImageFile:
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """Name for messages: the file, or the shard with the member."""
         return f"{self.file}/{self.member}" if self.member else self.file
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from piton_trainer.data.content import replace_text
 from piton_trainer.data.folders import is_hidden
 from piton_trainer.data.image.image_files import IMAGES, digest_of
 from piton_trainer.data.image.packages import PACKAGES
@@ -45,9 +46,7 @@ class Origin:
         Raises:
             OSError: it does not fit onto the disk.
         """
-        aside = _note(records).with_name(f".{_note(records).name}")
-        aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        aside.replace(_note(records))
+        replace_text(_note(records), json.dumps(asdict(self)))
 
 
 def _note(records: Path) -> Path:
@@ -66,31 +65,32 @@ def listing_of(name: str) -> str | None:
         return None
     with suppress(OSError):
         if not root.is_dir():
-            return digest_of([_stated(root)])
+            return digest_of([_line_of(root)])
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="piton-listing") as pool:
             entries = [entry for entry in sorted(root.iterdir()) if not is_hidden(entry.name)]
-            parts = pool.map(_listed, entries)
+            parts = pool.map(_lines_of, entries)
             return digest_of(line for part in parts for line in part)
     return None
 
 
-def _listed(entry: Path) -> list[str]:
+def _lines_of(entry: Path) -> list[str]:
     """Return a line for each image or shard that an entry of a source is or holds, sorted."""
     if entry.is_dir():
-        return sorted(_stated(path) for path in _below(entry))
-    return [_stated(entry)] if entry.suffix.lower() in {*IMAGES, SHARD} else []
+        return sorted(_line_of(path) for path in _below(entry))
+    return [_line_of(entry)] if entry.suffix.lower() in {*IMAGES, SHARD} else []
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    # This is not `folders.files_below`, because that stats each name, and `_line_of` does so anyway.
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
         yield from (Path(place, name) for name in names if Path(name).suffix.lower() in IMAGES and not is_hidden(name))
 
 
-def _stated(path: Path) -> str:
+def _line_of(path: Path) -> str:
     """Return name, size and time of a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return f"{path} is not there"
-    return f"{path} {found.st_size} {found.st_mtime_ns}"
+    return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -141,14 +141,14 @@ def _lower_half(image: Image.Image, content: bytes) -> Image.Image | None:
     upper = _colours(image)
     if int(upper.max()) * (_WHITE_8 + 1) >= _DARKEST_16:
         return None
-    lower = _opened_for_lower_half(content)
+    lower = _open_lower_half(content)
     brightest = int((upper.astype(np.uint16) * (_WHITE_8 + 1) + _colours(lower)).max())
     if brightest > _WHITE_8:
         raise _black(brightest)
     return lower if brightest > 1 else None
 
 
-def _opened_for_lower_half(content: bytes) -> Image.Image:
+def _open_lower_half(content: bytes) -> Image.Image:
     """Open an image of several numbers of 16 bits so that Pillow takes the lower half of each of them."""
     image = Image.open(io.BytesIO(content))
     assert isinstance(image, ImageFile)
@@ -156,12 +156,12 @@ def _opened_for_lower_half(content: bytes) -> Image.Image:
         header = content[12:24] + bytes([8, _PNG_RGBA]) + content[26:29]
         told = content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:]
         return Image.open(io.BytesIO(told)).getchannel("G")
-    image.tile = [tile._replace(args=_swapped(tile)) for tile in image.tile]
+    image.tile = [tile._replace(args=_with_other_byte_order(tile)) for tile in image.tile]
     image.load()
     return image
 
 
-def _swapped(tile: Any) -> Any:
+def _with_other_byte_order(tile: Any) -> Any:
     """Return the arguments of a part of a file with the other order of the two bytes of a number."""
     raw = _raw_mode(tile)
     is_little = raw.endswith("L") or (raw.endswith("N") and sys.byteorder == "little")

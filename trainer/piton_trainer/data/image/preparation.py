@@ -7,12 +7,13 @@ takes the lock back from a process that died, and the next one goes on after the
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,6 +28,7 @@ from piton_trainer.data.skipped import Skips
 from piton_trainer.errors import BadConfig
 from piton_trainer.runtime.resources import cores
 
+T = TypeVar("T")
 AT_ONCE = 16
 """Images per thread that are decoded ahead of the writing: some megabytes."""
 LINES = 20
@@ -36,40 +38,30 @@ _log = logging.getLogger(__name__)
 
 
 class WhenChanged(Enum):
-    """The answer to images that are not those of a finished file of records."""
+    """The action that `refresh` takes when the images differ from those of a finished file."""
 
-    KEEP = "the records count, as a training has begun with them"
-    RENEW = "they are made anew"
-    REFUSE = "somebody else may use them"
-    TRUST = "nobody looks: another rank has"
+    KEEP = "keep the file, because a training has begun with it"
+    RENEW = "delete the file, so that it is made anew"
+    REFUSE = "raise BadConfig, because other runs may use the file"
 
 
-def prepare(
-    name: str,
-    path: Path,
-    form: Form,
-    *,
-    threads: int | None = None,
-    most: int = 0,
-    when: WhenChanged = WhenChanged.RENEW,
-) -> None:
-    """Make the file of records of what a config's `data` names, unless it is there and made of the same images.
+def prepare(name: str, path: Path, form: Form, *, threads: int | None = None, most: int = 0) -> None:
+    """Make the file of records of what a config's `data` names, unless it is there.
 
-    Up to `most` damaged images are left out. A file that is there counts, unless more are left out of it: without a
-    damage that is not accepted, each setting makes the same file.
+    Call `refresh` before, because this function compares no images. Leave out up to `most` damaged images. Accept a
+    finished file unless more were left out of it. The records do not depend on `most`; the list in the file also holds
+    `most` itself.
 
     Raises:
-        BadConfig: the source is not there, cannot be used, or more images are damaged.
+        BadConfig: the source is not there, cannot be used, or more images are damaged or were left out.
         OutOfSpace: the disk is full; what is written stays, and is continued.
     """
-    if when is not WhenChanged.TRUST:
-        refresh(name, path, form, when, threads=threads, most=most)
     with raise_out_of_space(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 skips, listing = Skips(most), listing_of(name)
-                _write(open_source(name, form, skips), path, threads or cores(), skips, listing)
+                _write(name, open_source(name, form, skips), path, threads or cores(), skips, listing)
             elif skipped := Records(path).skipped:
                 Skips(most).expect_within(skipped, remedy=f"accept more, or delete {path} when the data is mended")
 
@@ -78,7 +70,7 @@ def refresh(name: str, path: Path, form: Form, when: WhenChanged, *, threads: in
     """Compare a finished file of records with its source, where that is still there. Call it on one rank only.
 
     Raises:
-        BadConfig: the images are other ones, and `when` says so; or they cannot be read.
+        BadConfig: the images are other ones, and `when` is REFUSE; or they cannot be read.
     """
     made_of = Origin.load(path) if path.exists() else None
     listing = None if made_of is None else listing_of(name)
@@ -94,8 +86,10 @@ def refresh(name: str, path: Path, form: Form, when: WhenChanged, *, threads: in
         return
     source = open_source(name, form, Skips(most))
     with raise_out_of_space(path.parent), _locked(path.with_name(f".{path.name}.lock")):
-        with ThreadPoolExecutor(threads or cores(), thread_name_prefix="piton-prepare") as pool:
-            content = content_of(source.digest, pool.map(source.stamp, range(len(source))))
+        count = threads or cores()
+        with ThreadPoolExecutor(count, thread_name_prefix="piton-prepare") as pool:
+            stamps = _map_in_parts(source.stamp, range(len(source)), pool, AT_ONCE * count)
+            content = content_of(source.digest, (stamp for _, stamp in stamps))
         if content == made_of.content:
             replace(made_of, listing=listing).save(path)
             return
@@ -121,7 +115,7 @@ def verify(path: Path) -> None:
             bar.advance()
 
 
-def _write(source: Source, path: Path, threads: int, skips: Skips, listing: str | None) -> None:
+def _write(name: str, source: Source, path: Path, threads: int, skips: Skips, listing: str | None) -> None:
     about = About(source=source.digest, classes=source.classes)
     with Recorder(path, about) as recorder, ThreadPoolExecutor(threads, thread_name_prefix="piton-prepare") as pool:
         first = _keep_what_is_same(source, recorder, pool, AT_ONCE * threads, skips)
@@ -136,7 +130,9 @@ def _write(source: Source, path: Path, threads: int, skips: Skips, listing: str 
                     recorder.append(picture)
                 bar.advance()
         if not len(recorder):
-            raise BadConfig(f"trainer.config.data: not one image of {path.name} can be used")
+            raise BadConfig(
+                f"trainer.config.data: no image of {name} can be used; mend the images or name another source"
+            )
         if listing is not None:
             Origin(listing=listing, content=content_of(source.digest, _stamps(recorder))).save(path)
         recorder.finish(skips)
@@ -171,40 +167,38 @@ def _pictures(
         except DamagedImage as damaged:
             return damaged
 
-    for start in range(first, len(source), at_once):
-        part = range(start, min(start + at_once, len(source)))
-        yield from zip(part, pool.map(picture, part), strict=True)
+    yield from _map_in_parts(picture, range(first, len(source)), pool, at_once)
+
+
+def _map_in_parts(
+    function: Callable[[int], T], numbers: range, pool: ThreadPoolExecutor, at_once: int
+) -> Iterator[tuple[int, T]]:
+    """Yield each number with its result, in order. At most `at_once` results are in memory."""
+    for start in range(0, len(numbers), at_once):
+        part = numbers[start : start + at_once]
+        yield from zip(part, pool.map(function, part), strict=True)
 
 
 def _keep_what_is_same(source: Source, recorder: Recorder, pool: ThreadPoolExecutor, at_once: int, skips: Skips) -> int:
-    """Return the number of the first image that is still to do.
-
-    All before it were written, or skipped, by an earlier process, and still hold the same. The others are forgotten.
+    """Drop the records of changed images, and return the number of the first image that is still to do.
 
     Raises:
         BadConfig: more were skipped than `skips` takes.
     """
     stamps, skipped = recorder.stamps(), recorder.skipped()
-    kept, out, first = 0, [], 0
+    kept, out = 0, []
     last = min(len(stamps) + len(skipped), len(source))
-    numbers = (
-        pair
-        for start in range(0, last, at_once)
-        for part in (range(start, min(start + at_once, last)),)
-        for pair in zip(part, pool.map(source.stamp, part), strict=True)
-    )
-    for number, stamp in numbers:
+    for number, stamp in _map_in_parts(source.stamp, range(last), pool, at_once):
         if number in skipped and skipped[number].stamp == stamp:
             out.append(skipped[number])
         elif kept < len(stamps) and stamps[kept] == stamp:
             kept += 1
         else:
             break
-        first = number + 1
     recorder.keep(kept, out)
     for image in out:
         skips.add(image.skip)
-    return first
+    return kept + len(out)
 
 
 @contextmanager

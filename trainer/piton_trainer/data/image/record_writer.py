@@ -140,7 +140,7 @@ class Recorder:
         with self._skipped.open("ab") as file:
             file.write(image.to_line())
 
-    def keep(self, count: int, skipped: Iterable[SkippedImage] = ()) -> None:
+    def keep(self, count: int, skipped: Iterable[SkippedImage]) -> None:
         """Forget all records but the first `count`, and all damaged images but these."""
         lines = b"".join(image.to_line() for image in skipped)
         if lines or self._skipped.exists():

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piton.contract import InputError
-from piton_trainer.data.skipped import Skip, Skips
+from piton_trainer.data.skipped import Skip, Skips, skipped_from_wire
 from piton_trainer.errors import BadConfig
 
 START = np.dtype([("magic", "S8"), ("version", "<u4"), ("about_size", "<u4"), ("about_crc", "<u4")])
@@ -107,7 +107,7 @@ def _skipped_from_bytes(content: bytes) -> tuple[Skip, ...]:
     text = content[:-_CRC]
     if zlib.crc32(text) != int.from_bytes(content[-_CRC:], "little"):
         raise InputError("its list of skipped images is damaged")
-    return tuple(Skips.from_wire(json.loads(text)).skipped)
+    return skipped_from_wire(json.loads(text))
 
 
 def checksum(head: np.void, content: bytes | memoryview) -> int:

@@ -12,7 +12,7 @@ from posixpath import normpath
 
 from piton_trainer.data.folders import HIDDEN, LeftOut, is_hidden, printable
 from piton_trainer.data.image.image_files import IMAGES, ImageFile, number_of_class
-from piton_trainer.data.skipped import NO_SKIPS, Skip, Skips
+from piton_trainer.data.skipped import Skip, Skips
 from piton_trainer.errors import BadConfig
 
 SHARD = ".tar"
@@ -25,7 +25,7 @@ _OTHER_BLOCKINGS = tuple(1 << power for power in range(5, 14))
 _log = logging.getLogger(__name__)
 
 
-def read_shard(shard: Path, left_out: LeftOut, skips: Skips = NO_SKIPS) -> list[ImageFile]:
+def read_shard(shard: Path, left_out: LeftOut, skips: Skips) -> list[ImageFile]:
     """Return the images of a shard in its order.
 
     Raises:

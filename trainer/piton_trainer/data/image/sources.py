@@ -104,7 +104,7 @@ def open_source(name: str, form: Form, skips: Skips = NO_SKIPS) -> Source:
         raise BadConfig(f"trainer.config.data: cannot read {path}: {error}") from error
 
 
-def from_folder(root: Path, form: Form, skips: Skips = NO_SKIPS) -> Files:
+def from_folder(root: Path, form: Form, skips: Skips) -> Files:
     """Return the images of a folder of shards, or of a folder per class, as ImageNet is laid out.
 
     Raises:
@@ -178,18 +178,21 @@ def _say_doubts(source: Path, count: int, labels: Iterable[int], names: Sequence
     found = set(labels)
     empty = sorted(set(range(count)) - found)
     if empty:
-        told = ", ".join(names[label] if names else str(label) for label in empty[:5])
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        _log.warning("%s: %d of %d classes have no image: %s%s", source, len(empty), count, told, more)
+        told = _first_few([names[label] if names else str(label) for label in empty])
+        _log.warning("%s: %d of %d classes have no image: %s", source, len(empty), count, told)
     if len(found) == 1:
         only = names[min(found)] if names else min(found)
         _log.warning("%s: all images are of one class, %s, so there is nothing to learn", source, only)
 
 
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def from_shards(
     shards: Sequence[Path],
     form: Form,
-    skips: Skips = NO_SKIPS,
+    skips: Skips,
     left_out: LeftOut | None = None,
     root: Path | None = None,
 ) -> Files:
@@ -205,7 +208,10 @@ def from_shards(
     empty: list[Path] = []
     for shard in shards:
         if not shard.is_file():
-            raise BadConfig(f"trainer.config.data: {printable(shard)} is a link that leads nowhere, or no file")
+            raise BadConfig(
+                f"trainer.config.data: {printable(shard)} is no file, or a link that leads nowhere; remove it or "
+                "put the shard in its place"
+            )
         found = read_shard(shard, left_out, skips)
         files += found
         empty += [] if found else [shard]
@@ -214,15 +220,14 @@ def from_shards(
         raise BadConfig(f"trainer.config.data: there are no images in {printable(source)}")
     left_out.say(str(source))
     if empty:
-        told = ", ".join(printable(path.name) for path in empty[:5])
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        _log.warning("%s: %d of %d shards have no image: %s%s", source, len(empty), len(shards), told, more)
+        told = _first_few([printable(path.name) for path in empty])
+        _log.warning("%s: %d of %d shards have no image: %s", source, len(empty), len(shards), told)
     labels = {file.label for file in files}
     _say_doubts(source, max(labels) + 1, labels)
     return Files(files, form, (), digest_of(f"{file.name}:{file.label}" for file in files))
 
 
-def from_npz(path: Path, skips: Skips = NO_SKIPS) -> Arrays:
+def from_npz(path: Path, skips: Skips) -> Arrays:
     """Return the images of a numpy archive: `images` (count, height, width[, 3]) of bytes, and `labels` (count,).
 
     Raises:
@@ -246,7 +251,7 @@ def from_npz(path: Path, skips: Skips = NO_SKIPS) -> Arrays:
             f"trainer.config.data: {path} has images of {images.dtype}{list(images.shape)} and labels of "
             f"{list(given.shape)}; needed are images of uint8[count, height, width, 1 or 3] and a label for each"
         )
-    is_label = _labelled(given, path, skips)
+    is_label = _label_mask(given, path, skips)
     images, labels = images[is_label], given[is_label].astype(np.int64)
     if not len(labels):
         raise BadConfig(f"trainer.config.data: there are no images in {path}")
@@ -269,7 +274,7 @@ def _array(archive: zipfile.ZipFile, name: str, names: Sequence[str]) -> "NDArra
     return array
 
 
-def _labelled(given: "NDArray[Any]", path: Path, skips: Skips) -> "NDArray[np.bool_]":
+def _label_mask(given: "NDArray[Any]", path: Path, skips: Skips) -> "NDArray[np.bool_]":
     """Return a mask of the labels that are whole numbers from 0 on.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from piton_trainer.data.prepared import VersionOf, prepared
+from piton_trainer.data.prepared import VersionOf, prepare_folder
 from piton_trainer.data.ranking import movielens
 from piton_trainer.data.ranking.judgments import Collector, Judgments
 from piton_trainer.data.ranking.rows import CsvReading, csv_rows
@@ -40,7 +40,7 @@ def judgments_of(
     def make(folder: Path, skips: Skips) -> None:
         collected(sources, skips).save(folder)
 
-    _, folder = prepared("judgments", parts, make, run_cache, skipped_data or SkippedData())
+    _, folder = prepare_folder("judgments", parts, make, run_cache, skipped_data)
     return Judgments.load(folder)
 
 

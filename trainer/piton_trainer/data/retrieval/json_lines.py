@@ -26,14 +26,14 @@ def parsed(source: str, parse: Callable[[str], T], skips: Skips = NO_SKIPS) -> I
     """
     for number, line in lines(source, skips):
         try:
-            found = parse(line)
+            entry = parse(line)
         except Contradiction as error:
             raise BadConfig(f"trainer.config.data: {source}, line {number}: {error}") from error
         except (ValueError, KeyError, RecursionError) as error:
             why = f"there is no field {error}" if isinstance(error, KeyError) else str(error)
             skips.add(Skip(file=source, place=f"line {number}", why=why))
         else:
-            yield found
+            yield entry
 
 
 def json_object(line: str) -> dict[str, Any]:
@@ -54,43 +54,43 @@ class _Twice(dict[str, Any]):
 
 def fields_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; `json` itself takes the last of two values of a field without a word."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    marked = _Twice(found)
-    marked.names = tuple(name for name, value in pairs if value != found[name])
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    marked = _Twice(fields)
+    marked.names = tuple(name for name, value in pairs if value != fields[name])
     return marked
 
 
-def expect_object(found: Any) -> dict[str, Any]:
+def expect_object(value: Any) -> dict[str, Any]:
     """Return what `fields_of` made of a JSON object.
 
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InputError("it is no JSON object")
-    return found
+    return value
 
 
-def value_of(found: dict[str, Any], name: str) -> Any:
+def value_of(fields: dict[str, Any], name: str) -> Any:
     """Return a field of what `fields_of` made; None where it is missing.
 
     Raises:
         ValueError: it stands there twice, with two values.
     """
-    if isinstance(found, _Twice) and name in found.names:
+    if isinstance(fields, _Twice) and name in fields.names:
         raise InputError(f"field {name}: stands twice, with two values")
-    return found.get(name)
+    return fields.get(name)
 
 
-def text_of(found: dict[str, Any], name: str) -> str:
+def text_of(fields: dict[str, Any], name: str) -> str:
     """Return a field that has to be a text.
 
     Raises:
         ValueError: it is none.
     """
-    text = value_of(found, name)
+    text = value_of(fields, name)
     if not isinstance(text, str):
         raise InputError(f"field {name}: there is no text in it")
     return lossless(text, name)
@@ -110,16 +110,16 @@ def lossless(text: str, name: str) -> str:
     return text
 
 
-def id_of(found: dict[str, Any], name: str) -> str:
+def id_of(fields: dict[str, Any], name: str) -> str:
     """Return a field that has to be a name: a text or a number.
 
     Raises:
         KeyError: it is missing.
         ValueError: it is something else.
     """
-    if name not in found:
+    if name not in fields:
         raise KeyError(name)
-    value = value_of(found, name)
+    value = value_of(fields, name)
     if not isinstance(value, str | int | float):
         raise InputError(f"field {name}: has to be a text or a number, not {json.dumps(value)[:40]}")
     return lossless(str(value), name)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from piton_trainer.data.prepared import Key, VersionOf, prepared
+from piton_trainer.data.prepared import Key, VersionOf, prepare_folder
 from piton_trainer.data.retrieval import collection, cranfield, examples, foldoc
 from piton_trainer.data.retrieval.beir import Beir, expect_documents
 from piton_trainer.data.retrieval.beir import read as read_beir
@@ -36,7 +36,7 @@ def examples_of(
     def parts(version_of: VersionOf) -> object:
         return [*_parts(source, split, [source] if is_file else files_of(source, split), version_of), limit]
 
-    key, folder = prepared("examples", parts, make, run_cache, skipped_data or SkippedData())
+    key, folder = prepare_folder("examples", parts, make, run_cache, skipped_data)
     return key, Examples.load(folder)
 
 
@@ -53,7 +53,7 @@ def collection_of(source: str, split: str, run_cache: RunCache, skipped_data: Sk
     def parts(version_of: VersionOf) -> object:
         return _parts(source, split, files_of(source, split), version_of)
 
-    _, folder = prepared("collection", parts, make, run_cache, skipped_data or SkippedData())
+    _, folder = prepare_folder("collection", parts, make, run_cache, skipped_data)
     return Collection.load(folder)
 
 

@@ -45,7 +45,7 @@ class Charlm:
         skips = Skips(config.max_skipped)
         text = read_text(config.data, skips)
         text = as_documents(text) if config.documents else text
-        self.skipped_data = _listed(skips, place)
+        self.skipped_data = _list_skipped(skips, place)
         self.vocabulary = Vocabulary.of(text, rare_below=config.rare_below)
         training, self.validation = split(self.vocabulary.encode(text), config)
         self.loader = ShuffledWindows(
@@ -151,8 +151,8 @@ def split(tokens: Tensor, config: CharlmConfig) -> tuple[Windows, Windows]:
     return parts
 
 
-def _listed(skips: Skips, place: DataContext) -> SkippedData:
-    """Return what is left out of the text, once it is listed on the volume. All ranks call it together."""
+def _list_skipped(skips: Skips, place: DataContext) -> SkippedData:
+    """List on the volume what is left out of the text, and return it. All ranks call it together."""
     skipped_data = SkippedData(skips.most)
     if skips.most:
         content = hashlib.sha256(json.dumps(skips.to_wire()["skipped"]).encode()).hexdigest()

@@ -72,7 +72,7 @@ def _file(source: str, config: ResnetConfig, checkpoint_dir: Path) -> Path:
     if source.endswith(SUFFIX):
         return Path(source)
     path, form = _place(source, config, checkpoint_dir)
-    preparation.prepare(source, path, form, most=config.max_skipped, when=WhenChanged.TRUST)
+    preparation.prepare(source, path, form, most=config.max_skipped)
     return path
 
 

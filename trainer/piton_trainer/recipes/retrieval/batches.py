@@ -135,7 +135,7 @@ class ShuffledExamples:
         """
         mine = self._identity
         known = state.get("content")
-        if known != mine.content if known is not None else state["digest"] not in mine.earlier | {mine.stamps}:
+        if known != mine.content if known is not None else state["digest"] not in mine.earlier:
             raise BadConfig(
                 "trainer.config.data: the examples, their negatives or the base model are not those of the checkpoint; "
                 "bring them back or start a new run"
