@@ -160,10 +160,8 @@ class MirrorClient:
         with self._changed:
             if self._wanted is None:
                 return None
-            if not self._commits:
-                return Lag(steps=0, seconds=0.0)
-            seconds = self._clock.monotonic() - self._commits[0][1]
-            return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds)
+            seconds = self._clock.monotonic() - self._commits[0][1] if self._commits else 0.0
+            return Lag(steps=self._wanted - (self._mirrored or 0) if self._commits else 0, seconds=seconds)
 
     def errors(self) -> dict[str, int]:
         """Return the number of failures in this attempt, by class."""
@@ -323,9 +321,8 @@ class MirrorClient:
 
     def _still_seconds(self) -> float | None:
         """Return the seconds for which an upload waits and nothing has moved; None if none waits."""
-        if not self._commits:
-            return None
-        return self._clock.monotonic() - max(self._commits[0][1], self._moved_at)
+        since = max(self._commits[0][1], self._moved_at) if self._commits else math.inf
+        return None if since == math.inf else self._clock.monotonic() - since
 
     def _note_progress(self) -> None:
         """Restart the time without progress."""
