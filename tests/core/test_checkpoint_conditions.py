@@ -28,6 +28,7 @@ from support.builders import (
 )
 
 WITH_A_MIRROR = {"checkpoint": {"volume": {"size": "1Gi"}, "mirror": {"uri": "s3://bucket/prefix"}}}
+LOSS = {"metric": "eval_loss", "goal": "Minimize"}
 TAKEN = "s3://bucket/prefix/team/ragcun holds the checkpoints of another run"
 
 
@@ -141,11 +142,18 @@ def test_a_volume_that_is_nearly_full_is_said_once_before_a_save_fails_and_ends_
 
 
 @pytest.mark.parametrize(
-    ("keep", "is_advised"),
-    [({}, True), ({"best": 0}, False), ({"best": 0, "weightsOnly": 3}, True), ({"last": 9}, True)],
+    ("keep", "objective", "is_advised"),
+    [
+        ({}, LOSS, True),
+        ({}, None, False),
+        ({"best": 5}, None, False),
+        ({"best": 0}, LOSS, False),
+        ({"best": 0, "weightsOnly": 3}, None, True),
+        ({"last": 9}, None, True),
+    ],
 )
 def test_to_keep_fewer_checkpoints_is_advised_only_where_that_can_be_done(
-    keep: dict[str, int], is_advised: bool
+    keep: dict[str, int], objective: dict[str, str] | None, is_advised: bool
 ) -> None:
     tight = replace(a_progress(10, checkpoint=10), metrics={CHECKPOINTS_THAT_FIT: 0.0})
     volume = {"size": "1Gi"}
@@ -153,7 +161,7 @@ def test_to_keep_fewer_checkpoints_is_advised_only_where_that_can_be_done(
         an_attempt(a_replica()),
         status=a_status(a_record()),
         progress=tight,
-        spec_parts={"checkpoint": {"volume": volume, "keep": keep}},
+        spec_parts={"checkpoint": {"volume": volume, "keep": keep}, "objective": objective},
     )
     condition = decide(observed, now=NOW).status.condition(VOLUME_NEARLY_FULL)
     assert condition is not None

@@ -7,7 +7,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
-from piton.contract.termination import Outcome, ScriptEnd, Termination
+from piton.contract.termination import Limit, Outcome, ScriptEnd, Termination
 from piton.core.evidence import Evidence, Judgement
 from piton.core.verdict import judge
 from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
@@ -15,6 +15,7 @@ from support.builders import a_complete, a_failed_attempt, a_lost, a_replica, an
 
 DONE = ReplicaState.SUCCEEDED
 TAINT = "taint karpenter.sh/disrupted"
+AT_BUDGET = Termination(outcome=Outcome.STOPPED, limit=Limit.BUDGET)
 
 
 def judged(
@@ -103,6 +104,30 @@ def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
             Verdict.PREEMPTED,
             Reason.NODE_RECLAIMED,
             id="and so is one that says that it was told to stop",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, node="n1", node_reclaimed=True, termination=AT_BUDGET)),
+            Verdict.INFRASTRUCTURE,
+            Reason.STOPPED_EARLY,
+            id="but not one that says that it stopped at its budget",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, node="n1", node_reclaimed=True, leaving=TAINT, termination=AT_BUDGET)),
+            Verdict.INFRASTRUCTURE,
+            Reason.STOPPED_EARLY,
+            id="nor there with a notice",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, node="n1", node_reclaimed=True, deleting=True, termination=AT_BUDGET)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="but one that is drained is preempted, whatever it says",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, node="n1", node_reclaimed=True, over_time=True)),
+            Verdict.INFRASTRUCTURE,
+            Reason.STOPPED_EARLY,
+            id="nor one that its kubelet ended at activeDeadlineSeconds",
         ),
         pytest.param(
             a_failed_attempt(failed(1, node="n1", node_reclaimed=True, leaving=TAINT)),

@@ -18,7 +18,7 @@ from piton.api.status import AttemptState, RunStatus, Verdict
 from piton.api.status_base import Condition, Phase
 from piton.core import wait_causes
 from piton.core.decide import NO_ROOM, decide, refused, still
-from piton.core.start_words import SIDECAR_STARTS
+from piton.core.start_words import SIDECAR_STARTS, Proven
 from piton.core.wait_causes import Cause, recognize
 from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
 from piton.observed import AttemptSeen, ClusterMessage, LeavingPod, Observed, ReplicaSeen, ReplicaState, VolumeSeen
@@ -357,7 +357,7 @@ def test_advice_on_a_container_that_cannot_start_is_for_the_one_whom_the_verdict
         )
     )
     first = why(seen, now=NOW, since=NOW)
-    later_on = why(seen, now=NOW, since=NOW, image_has_run=True, program_has_run=True)
+    later_on = why(seen, now=NOW, since=NOW, proven=Proven(image=True, program=True))
     assert first is not None
     assert later_on is not None
     assert (advice in first.message, after in later_on.message) == (True, True)
@@ -379,6 +379,23 @@ def test_advice_on_an_init_container_that_cannot_start_is_for_whoever_has_added_
     word = ClusterMessage(reason=reason, message=message)
     words = f"init container istio-init: {reason}: {message}"
     assert advice in told(word, waiting=words, cannot_start=True, node="n1")[1]
+
+
+def test_advice_on_an_image_that_a_registry_misses_after_it_was_down_is_not_to_check_its_name() -> None:
+    """As the verdict has it: a registry that comes back may say of each image that it does not exist."""
+
+    def seen(words: str) -> AttemptSeen:
+        word = ClusterMessage(reason="ErrImagePull", message=words)
+        return an_attempt(waiting(word, waiting=f"ErrImagePull: {words}", cannot_start=True, program="python"))
+
+    fresh = decide(starting(seen(GONE)), now=NOW).status
+    was_down = decide(starting(seen(DOWN)), now=NOW).status
+    back = decide(starting(seen(GONE), was_down), now=NOW).status
+    assert NAME in the_condition(fresh).message
+    assert REGISTRY in the_condition(back).message
+    judged = decide(starting(seen(GONE), back), now=later(Timing().start_seconds)).status.current
+    assert judged is not None
+    assert judged.verdict is Verdict.INFRASTRUCTURE
 
 
 @pytest.mark.parametrize(("cause", "advice"), [(DOWN, REGISTRY), ("x/y:1: not found", NAME)])

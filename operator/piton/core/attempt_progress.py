@@ -8,7 +8,6 @@ from piton.api.status_base import Phase
 from piton.core import (
     after_training,
     evictions,
-    programs,
     quota_rules,
     results,
     start_clock,
@@ -101,14 +100,8 @@ def wait_for_replicas(
 
 def _why(context: Context, seen: AttemptSeen, record: AttemptStatus) -> Wait | None:
     """Return why the attempt does not run, by its words and by what has run before."""
-    known = programs.remember(context.status, seen)
-    return why(
-        seen,
-        now=context.now,
-        since=record.created_time,
-        image_has_run=programs.image_has_run(known),
-        program_has_run=programs.program_has_run(known),
-    )
+    proven = start_verdicts.proven(start_verdicts.remember(context.status, seen))
+    return why(seen, now=context.now, since=record.created_time, proven=proven)
 
 
 def _hindered(context: Context, status: RunStatus, wait: Wait | None) -> tuple[RunStatus, tuple[Announcement, ...]]:
@@ -163,8 +156,7 @@ def with_report(context: Context) -> RunStatus:
     status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
     status = results.learn(status, context.observed, context.seen, now=context.now)
     status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
-    status = start_verdicts.remember(status, context.seen)
-    status = evictions.remember(programs.remember(status, context.seen), context.seen)
+    status = evictions.remember(start_verdicts.remember(status, context.seen), context.seen)
     status = start_clock.advance(status, context.seen, now=context.now)
     return spending.bill(status, context.seen, context.spec, now=context.now)
 

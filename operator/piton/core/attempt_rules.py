@@ -20,7 +20,6 @@ from piton.core import (
     attempt_start,
     broken_nodes,
     evictions,
-    programs,
     quota_rules,
     results,
     start_clock,
@@ -242,16 +241,14 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
     stage = Stage.TRAIN if record is None else record.stage
     trains = stage is Stage.TRAIN
-    known = start_verdicts.remember(programs.remember(context.status, seen), seen)
+    known = start_verdicts.remember(context.status, seen)
     known = spending.bill(known, seen, context.spec, now=context.now)
     if seen.job is None and context.spec is not None:  # nobody says any more how many there were
         seen = replace(seen, expected_replicas=max(seen.expected_replicas, _nodes(context.spec, stage)))
     seen = after_training.with_done(seen, record)
     return Evidence(
         seen=evictions.with_blame(seen, context.status),
-        image_has_run=programs.image_has_run(known),
-        program_has_run=programs.program_has_run(known),
-        start_trouble=known.current is not None and known.current.start_trouble is True,
+        proven=start_verdicts.proven(known),
         complete=after_training.known_proof(context) if trains else None,
         proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
         stage=stage,

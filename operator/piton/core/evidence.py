@@ -9,6 +9,7 @@ from piton.api.spec import Stage
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome, ScriptEnd, Termination, outcome_of
+from piton.core.start_words import NOTHING_PROVEN, Proven
 from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 from piton.timing import Timing
 
@@ -49,12 +50,8 @@ class Evidence:
     stage: Stage = Stage.TRAIN
     formed: bool = True
     """True if all replicas have run at some time. One that never met its peers has ended for their sake."""
-    image_has_run: bool = False
-    """True if a container of this image has run in this run: it exists, and may be pulled."""
-    program_has_run: bool = False
-    """True if this program has run in this run, from this image and in such pods: it can start."""
-    start_trouble: bool = False
-    """True if the cluster has kept a container of this attempt from starting: a registry was down, say."""
+    proven: Proven = NOTHING_PROVEN
+    """The parts of the attempt's containers that are proven to be right."""
     limits: Mapping[Reason, bool] = field(default_factory=dict)
     """The limits of the run, as the reasons of an attempt that they end; True for those that may have ended this one,
     which come first."""

@@ -19,7 +19,7 @@ from piton.api.conditions import (
     with_condition,
 )
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Spec, Stage
 from piton.api.stages import called
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
@@ -127,13 +127,20 @@ def note_volume(context: Context, status: RunStatus) -> Noted:
     message, fit = None, progress.metrics.get(reports.CHECKPOINTS_THAT_FIT)
     if fit is not None:
         room = "no other" if fit < 1 else f"only {fit:.0f} more"
-        keep = Keep() if context.spec is None else context.spec.checkpoint.keep
-        fewer = "" if keep == _KEEPS_LEAST else ", or keep fewer with spec.checkpoint.keep"
+        fewer = ", or keep fewer with spec.checkpoint.keep" if _may_keep_fewer(context.spec) else ""
         message = (
             f"beside the checkpoints that are kept, the volume has room for {room}. Enlarge the claim, where its "
             f"storage class lets that be done{fewer}"
         )
     return _with_warning(context, status, VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message)
+
+
+def _may_keep_fewer(spec: Spec | None) -> bool:
+    """True if another `spec.checkpoint.keep` may keep fewer checkpoints. Best ones need an objective."""
+    if spec is None:
+        return True
+    best = 0 if spec.objective is None else spec.checkpoint.keep.best
+    return spec.checkpoint.keep.model_copy(update={"best": best}) != _KEEPS_LEAST
 
 
 def note_resume(context: Context, status: RunStatus) -> Noted:

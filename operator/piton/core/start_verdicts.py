@@ -9,9 +9,9 @@ comes back: in an attempt that has seen the cluster in trouble, that is believed
 
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
-from piton.core import transitions
+from piton.core import programs, transitions
 from piton.core.evidence import Evidence, Judgement, Patience
-from piton.core.start_words import Blame, blame, blames_cluster, is_about_image, tells_no_cause, words_of
+from piton.core.start_words import Blame, Proven, blame, blames_cluster, is_about_image, tells_no_cause, words_of
 from piton.core.wait_reasons import find_hindrance
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
 
@@ -62,7 +62,8 @@ def has_no_sandbox(evidence: Evidence) -> Judgement | None:
 
 
 def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
-    """Write down that the cluster has kept a container of the current attempt from starting."""
+    """Write down what the current attempt runs, once a replica has run, and that the cluster has kept one from it."""
+    status = programs.remember(status, seen)
     record = status.current
     if record is None or record.start_trouble or seen is None:
         return status
@@ -73,15 +74,19 @@ def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
     return transitions.change(status, start_trouble=True)
 
 
+def proven(status: RunStatus) -> Proven:
+    """Return the parts of the current attempt's containers that are proven to be right.
+
+    Trouble of the cluster proves no image; but then the registry's word that it does not exist is not believed.
+    """
+    is_in_trouble = status.current is not None and status.current.start_trouble is True
+    return Proven(image=programs.image_has_run(status) or is_in_trouble, program=programs.program_has_run(status))
+
+
 def _judge_start(replica: ReplicaSeen, evidence: Evidence) -> Judgement:
     words = words_of(replica)
     about_image = is_about_image(words)
-    is_clusters = blames_cluster(
-        words,
-        replica.program,
-        image_has_run=evidence.image_has_run or evidence.start_trouble,
-        program_has_run=evidence.program_has_run,
-    )
+    is_clusters = blames_cluster(words, replica.program, evidence.proven)
     message = f"{_where(replica)} cannot start: {words or replica.waiting}"
     patient, patience = not replica.ended, Patience.START
     if is_clusters:

@@ -8,6 +8,7 @@ which they are said counts first.
 """
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -61,6 +62,19 @@ class Culprit(Enum):
     RUN = "the image, the command or another field of the run"
     CLUSTER = "the registry, the node or its container runtime"
     INIT_CONTAINER = "an init container, of which a run has none of its own"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proven:
+    """The parts of a container that are proven to be right, whatever keeps it from starting."""
+
+    image: bool
+    """A container of this image has run in this run: it exists, and may be pulled."""
+    program: bool
+    """This program has run in this run, from this image and in such pods: it can start."""
+
+
+NOTHING_PROVEN = Proven(image=False, program=False)
 
 
 _RUNTIME_FAILS = r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec "
@@ -206,11 +220,11 @@ def names_node(words: str) -> bool:
     return _has(_RUNTIMES_OWN, message) or _is_about_node(message)
 
 
-def blames_cluster(words: str, program: str | None, *, image_has_run: bool, program_has_run: bool) -> bool:
-    """True if the cluster is to blame, by the words, or because what does not start has run in this run."""
+def blames_cluster(words: str, program: str | None, proven: Proven) -> bool:
+    """True if the cluster is to blame, by the words, or because what does not start is proven to be right."""
     found = blame(words, program)
-    has_run = image_has_run if is_about_image(words) else program_has_run
-    return found is Blame.CLUSTER or (has_run and found is not Blame.PROGRAM)
+    is_right = proven.image if is_about_image(words) else proven.program
+    return found is Blame.CLUSTER or (is_right and found is not Blame.PROGRAM)
 
 
 def words_of(replica: ReplicaSeen) -> str:
@@ -223,13 +237,12 @@ def words_of(replica: ReplicaSeen) -> str:
     return f"{words}: {newest.message}" if newest else words
 
 
-def find_culprit(word: ClusterMessage, replica: ReplicaSeen, *, image_has_run: bool, program_has_run: bool) -> Culprit:
+def find_culprit(word: ClusterMessage, replica: ReplicaSeen, proven: Proven) -> Culprit:
     """Return the one to blame for a container that cannot start, as the verdict would have it."""
     words = words_of(replica) if replica.cannot_start else f"{word.reason}: {word.message}"
     if words.startswith(INIT_CONTAINER):
         return Culprit.INIT_CONTAINER
-    is_clusters = blames_cluster(words, replica.program, image_has_run=image_has_run, program_has_run=program_has_run)
-    return Culprit.CLUSTER if is_clusters else Culprit.RUN
+    return Culprit.CLUSTER if blames_cluster(words, replica.program, proven) else Culprit.RUN
 
 
 def is_about_image(words: str) -> bool:

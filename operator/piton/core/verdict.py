@@ -104,12 +104,22 @@ def disrupted(evidence: Evidence) -> Judgement | None:
 def _was_told_to_go(replica: ReplicaSeen) -> bool:
     """True if its end, or what is on its way, is the machine's doing. A cordon alone takes nothing away.
 
-    A program may end by itself on a machine that takes no new pods, as in every upgrade of nodes.
+    A program may end by itself on a machine that takes no new pods, as in every upgrade of nodes, and so may a trainer
+    at a limit of the run.
     """
-    is_stopped = replica.exit_code == ExitCode.STOPPED or outcome_of_replica(replica) is Outcome.STOPPED
-    if replica.is_told_to_end or is_stopped:
+    if replica.is_told_to_end:
+        return True
+    if _kept_limit(replica):
+        return False
+    if replica.exit_code == ExitCode.STOPPED or outcome_of_replica(replica) is Outcome.STOPPED:
         return True
     return replica.leaving is not None and replica.ended and replica.exit_code != 0
+
+
+def _kept_limit(replica: ReplicaSeen) -> bool:
+    """True if its trainer stopped at a limit of the run, or its kubelet ended it at the pod's deadline."""
+    end = replica.termination
+    return replica.over_time or (end is not None and end.outcome is Outcome.STOPPED and end.limit in _LIMITS)
 
 
 def gone_with_its_machine(evidence: Evidence) -> Judgement | None:

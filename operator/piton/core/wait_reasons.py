@@ -21,7 +21,16 @@ from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
-from piton.core.start_words import CREATE_REASONS, INIT_CRASHES, PULL_REASONS, SIDECAR_STARTS, Culprit, find_culprit
+from piton.core.start_words import (
+    CREATE_REASONS,
+    INIT_CRASHES,
+    NOTHING_PROVEN,
+    PULL_REASONS,
+    SIDECAR_STARTS,
+    Culprit,
+    Proven,
+    find_culprit,
+)
 from piton.core.wait_causes import Cause, Recognized, recognize
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 
@@ -104,12 +113,11 @@ def why(
     *,
     now: datetime,
     since: datetime,
-    image_has_run: bool = False,
-    program_has_run: bool = False,
+    proven: Proven = NOTHING_PROVEN,
 ) -> Wait | None:
     """Return the reason why the attempt, created at `since`, does not run; None without any sign of one.
 
-    What has run in this run, its image or the whole program, is not what is wrong with a container that cannot start.
+    What is proven to be right is not what is wrong with a container that cannot start.
     """
     if len(seen.replicas) < seen.expected_replicas and (wait := _no_pods(seen, now, since)):
         return wait
@@ -119,7 +127,7 @@ def why(
         return _silent_kubelet(seen, waiting, now, since)
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
     zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
-    culprit = find_culprit(word, replica, image_has_run=image_has_run, program_has_run=program_has_run)
+    culprit = find_culprit(word, replica, proven)
     quoted = _quoted(word, replica)
     return _wait_for(sign, replica.name, quoted, word, now, stage=seen.stage, zone=zone, culprit=culprit)
 
