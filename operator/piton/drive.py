@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
-from piton.api.conditions import settled
+from piton.api.conditions import settled, without_words
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
@@ -175,6 +175,7 @@ async def run_pass(
         raise error
     if undone:
         decision = rules.turn_down(observed, decision, undone)
+    decision = _hold_words(observed, decision, failures)
     is_news = await _conclude(world, observed, decision, announcer, failures)
     again = decision.look_again_seconds
     is_idle = again is not None and again <= 0 and not is_news
@@ -187,6 +188,22 @@ async def run_pass(
         again = IDLE_SECONDS
     waits = [seconds for seconds in (again, failures.seconds_left()) if seconds is not None]
     return replace(decision, look_again_seconds=min(waits, default=None))
+
+
+def _hold_words(
+    observed: HasStatus, decision: AnyDecision[EffectT, StatusT], failures: Failures
+) -> AnyDecision[EffectT, StatusT]:
+    """Return the decision; one that only gives other reasons for what was so before does nothing until it is time."""
+    before, after = observed.status, decision.status
+    acts = decision.effects or decision.optional_effects
+    if acts or before == after or without_words(before) != without_words(after):
+        return decision
+    early = failures.seconds_to_reword()
+    if early == 0:
+        failures.note_reworded()
+        return decision
+    again = early if decision.look_again_seconds is None else min(decision.look_again_seconds, early)
+    return replace(decision, status=cast("StatusT", before), announcements=(), look_again_seconds=again)
 
 
 def _does_not_stay(names: Sequence[str]) -> Announcement:

@@ -19,6 +19,8 @@ LASTING_SECONDS = 120.0
 """Seconds after which a failure counts as a refusal, and people are told. What cannot be read so long is unknown."""
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 60.0
 """First and longest wait before effects are tried again that failed; it doubles with each pass in which one does."""
+REWORD_SECONDS = 10.0
+"""Least seconds between two writes of a status that differ in nothing but words: two causes may alternate for hours."""
 _DOUBLINGS_MAX = 32
 _LOOK = "look"
 """Name of all that a pass has to read: without it nothing is decided."""
@@ -56,6 +58,7 @@ class Failures:
         """Passes in a row that had to carry out an effect again."""
         self._status_since: datetime | None = None
         self._status_told = False
+        self._reworded_at: datetime | None = None
         self._unread: dict[str, _Failure] = {}
 
     def __len__(self) -> int:
@@ -155,6 +158,15 @@ class Failures:
     def note_status_written(self) -> None:
         """Forget that the status could not be written."""
         self._status_since, self._status_told = None, False
+
+    def note_reworded(self) -> None:
+        """Remember that the status is written for its words alone."""
+        self._reworded_at = self._clock.now()
+
+    def seconds_to_reword(self) -> float:
+        """Return the seconds until the status may be written again for its words alone."""
+        at = self._reworded_at
+        return 0.0 if at is None else max(0.0, REWORD_SECONDS - self._seconds_since(at))
 
     def note_read(self, name: str, why: str) -> bool:
         """Remember that this could not be read. True if that has lasted: then it is unknown."""

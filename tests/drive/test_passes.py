@@ -1,15 +1,21 @@
-"""What a pass promises whatever is decided: it never asks for another at once that would find the same."""
+"""What a pass promises whatever is decided: it never asks for another at once that would find the same.
+
+And it writes no status each second for words that alternate.
+"""
 
 import pytest
 
+from piton.api.conditions import in_phase
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus
 from piton.api.status_base import Phase
 from piton.core.effects import AddFinalizer, Announcement, Decision, Effect
+from piton.core.wait_reasons import Wait, waits
 from piton.drive import IDLE_SECONDS, REPEATS_TOLD, PassRules, run_pass
 from piton.failures import Failures
 from piton.observed import Observed
 from piton.ports import Unavailable
+from support.builders import NOW
 from support.cluster import FakeClock
 from support.fake_world import FakeWorld
 
@@ -96,3 +102,43 @@ async def test_an_effect_that_is_wanted_again_for_a_while_is_not_told(status: Ru
         found = await run_pass(FakeWorld(), Quiet(), rules(decision), failures)
         assert found is not None
         assert found.look_again_seconds == asked
+
+
+def waits_for(message: str, *, reason: Reason = Reason.UNSCHEDULABLE) -> Decision:
+    known = in_phase(RunStatus(), Phase.STARTING, Reason.UNSCHEDULABLE, "no room", now=NOW, generation=1)
+    status, news = waits(known, Phase.STARTING, Wait(reason=reason, message=message), now=NOW, generation=1)
+    return Decision(rule="x", status=status, announcements=news)
+
+
+@pytest.mark.parametrize("other", [Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED])
+async def test_two_causes_that_alternate_are_written_each_ten_seconds_and_the_newest_stays(other: Reason) -> None:
+    """Events of a scheduler and of an autoscaler, say: each is news for a status, and nothing has changed."""
+    clock, world, listening = FakeClock(), FakeWorld(), Listening()
+    failures = Failures(clock)
+    causes = [waits_for("the scheduler has no node"), waits_for("the autoscaler has no quota", reason=other)]
+    for second in range(300):
+        found = await run_pass(world, listening, rules(causes[second % 2]), failures)
+        clock.advance(1)
+    assert found is not None
+    assert 25 <= len(world.written) <= 32
+    assert len(listening.said) <= len(world.written)
+
+    waits_seconds = found.look_again_seconds
+    assert waits_seconds is not None
+    clock.advance(waits_seconds)
+    await run_pass(world, listening, rules(causes[1]), failures)
+    assert world.status == causes[1].status
+    if other is Reason.IMAGE_PULL_FAILED:
+        assert listening.said[-1] == "the autoscaler has no quota"
+
+
+async def test_what_is_more_than_words_is_written_at_once() -> None:
+    clock, world, failures = FakeClock(), FakeWorld(), Failures(FakeClock())
+    for decision in (waits_for("a"), waits_for("b"), waits_for("c")):
+        await run_pass(world, Listening(), rules(decision), failures)
+    before = len(world.written)
+    trains = in_phase(world.status, Phase.TRAINING, Reason.TRAINING, "trains", now=clock.now(), generation=1)
+    await run_pass(world, Quiet(), rules(Decision(rule="x", status=trains)), failures)
+    mended = in_phase(trains, Phase.TRAINING, Reason.TRAINING, "trains on", now=clock.now(), generation=2)
+    await run_pass(world, Quiet(), rules(Decision(rule="x", status=mended)), failures)
+    assert len(world.written) == before + 2

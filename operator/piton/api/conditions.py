@@ -123,6 +123,17 @@ def in_phase(
     return without_waiting(status, now=now, generation=generation)
 
 
+def without_words(status: StatusT) -> StatusT:
+    """Return the status with neither reasons nor messages in the conditions that say what an attempt waits for."""
+    conditions = tuple(
+        condition.model_copy(update={"reason": Reason.NOT_YET, "message": ""})
+        if condition.type in (TRAINING, WAITING)
+        else condition
+        for condition in status.conditions
+    )
+    return status.model_copy(update={"conditions": conditions})
+
+
 def with_waiting(status: StatusT, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
     """Return the status with the condition Waiting set to True for this reason; the rest is unchanged."""
     return with_condition(status, WAITING, _T, reason, message, now=now, generation=generation)
