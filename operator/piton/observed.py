@@ -189,6 +189,8 @@ class AttemptSeen:
     number: int
     stage: Stage = Stage.TRAIN
     """The stage for which its job was created."""
+    evaluated_step: int | None = None
+    """Step of the checkpoint that its job names for an evaluation."""
     uid: str = ""
     job: JobState | None = JobState.ACTIVE
     """None: the job's object is gone, but replicas of it are left."""

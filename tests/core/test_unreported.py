@@ -9,13 +9,13 @@ from piton.api.conditions import REPORTING
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import ORDER
-from piton.api.status import AttemptState, AttemptStatus, CostStatus, RunStatus, Verdict
+from piton.api.status import AttemptState, AttemptStatus, CostStatus, Result, RunStatus, Verdict
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome
 from piton.core import transitions
 from piton.core.decide import decide
-from piton.core.effects import Decision
+from piton.core.effects import Decision, StartAttempt
 from piton.core.stalled import zones_to_avoid
 from piton.core.unreported import may_have_saved, may_hold_checkpoint
 from piton.cost.spending import spent
@@ -447,6 +447,19 @@ def test_the_stages_before_that_of_a_job_which_the_status_does_not_know_are_fini
     assert [each.name for each in adopted.stages] == [
         each for each in ORDER if each in (Stage.PREPARE, Stage.TRAIN, stage)
     ]
+
+
+@pytest.mark.parametrize(("best", "result"), [(1, Result(best_step=40)), (0, Result(step=40))])
+def test_of_a_result_that_was_lost_the_step_stays_that_the_evaluation_was_told(best: int, result: Result) -> None:
+    """Without it the next evaluation took another checkpoint, and the run succeeded without a result."""
+    seen = an_attempt(a_replica(), number=3, stage=Stage.EVALUATE, evaluated_step=40)
+    spec = a_spec(stages={"evaluate": {}}, checkpoint={"volume": {"size": "1Gi"}, "keep": {"best": best}})
+    adopted = decide(an_observed(seen, status=a_status(a_record(2)), spec=spec), now=later(1000)).status
+    assert adopted.result == result
+    vanished = decide(an_observed(status=adopted, spec=spec), now=later(2000)).status
+    retried = decide(an_observed(status=vanished, spec=spec), now=later(4000))
+    (start,) = (effect for effect in retried.effects if isinstance(effect, StartAttempt))
+    assert (start.stage, start.checkpoint_step) == (Stage.EVALUATE, 40)
 
 
 def test_that_is_so_as_well_while_the_spec_cannot_be_read() -> None:

@@ -10,6 +10,7 @@ from piton.api.spec import Stage
 from piton.contract import names
 from piton.contract.assignment import Assignment, Encryption, MirrorPolicy, SavePolicy
 from piton.contract.termination import Limit, StopAfter
+from piton.kube.jobs import evaluated_step
 from piton.rendering.appdef import (
     ELASTIC_SHUTDOWN_SECONDS,
     ReportEndpoint,
@@ -108,6 +109,14 @@ def test_where_the_user_wants_compiled_things_is_where_they_are() -> None:
 def test_saves_go_on_beside_the_training_unless_there_is_no_memory_for_that() -> None:
     assert names.ENV_SAVES not in env(job())
     assert env(pytorchjob(meta(), a_spec(), 3, blocking_saves=True))[names.ENV_SAVES] == "blocking"
+
+
+def test_an_evaluations_job_names_the_checkpoint_that_the_operator_reads_from_it_again() -> None:
+    spec = a_spec(stages={"evaluate": {}}, checkpoint=SHARED)
+    assert evaluated_step(pytorchjob(meta(), spec, 3, stage=Stage.EVALUATE, checkpoint_step=1200)) == 1200
+    assert evaluated_step(pytorchjob(meta(), spec, 3, stage=Stage.EVALUATE)) is None
+    assert evaluated_step(pytorchjob(meta(), spec, 3, checkpoint_step=1200)) is None
+    assert evaluated_step({"metadata": {}}) is None
 
 
 @pytest.mark.parametrize(("gpus", "command"), [(0, ["python", "-m"]), (1, ["python", "-m"]), (8, ["torchrun", "-m"])])

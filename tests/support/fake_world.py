@@ -617,6 +617,7 @@ class FakeWorld:
         return AttemptSeen(
             number=number,
             stage=trainer.stage,
+            evaluated_step=trainer.told.checkpoint_step if trainer.told and trainer.stage is Stage.EVALUATE else None,
             job=job if exists else None,
             deleting=not exists,
             replicas=self._replicas(trainer) if trainer.shown else (),

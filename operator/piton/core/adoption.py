@@ -11,6 +11,7 @@ from piton.core.effects import Decision
 from piton.core.evidence import Judgement
 from piton.core.unreported import with_doubt
 from piton.cost import spending
+from piton.observed import AttemptSeen
 
 
 def adopt_unknown_job(context: Context) -> Decision | None:
@@ -22,7 +23,7 @@ def adopt_unknown_job(context: Context) -> Decision | None:
     record = AttemptStatus(
         number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
     )
-    status = _with_earlier_finished(context, context.status if context.flying is None else _lost(context), newest.stage)
+    status = _with_earlier_finished(context, context.status if context.flying is None else _lost(context), newest)
     known = with_doubt(status, newest.number > context.status.attempt + 1)
     status = transitions.enter(known, record, context.timing)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
@@ -40,18 +41,23 @@ def _lost(context: Context) -> RunStatus:
     return transitions.end(status, judgement, now=context.now, timing=context.timing)
 
 
-def _with_earlier_finished(context: Context, status: RunStatus, stage: Stage) -> RunStatus:
-    """Return the status in which the stages before this one are finished.
+def _with_earlier_finished(context: Context, status: RunStatus, seen: AttemptSeen) -> RunStatus:
+    """Return the status in which the stages before that of this attempt are finished, with what is known of the result.
 
     The operator creates a job for a stage only then.
     """
+    stage = seen.stage
     requested = stages.wanted(context.spec.stages) if context.spec is not None else stages.ORDER
     before = [each for each in stages.ORDER[: stages.ORDER.index(stage)] if each in requested]
     for found in map(status.stage, before):
         if found.end_time is None:
             status = transitions.with_stage(status, found.model_copy(update={"end_time": context.now}))
-    complete = context.observed.complete
-    return results.with_trained(status, complete) if Stage.TRAIN in before and complete is not None else status
+    if Stage.TRAIN not in before:
+        return status
+    if context.observed.complete is not None:
+        return results.with_trained(status, context.observed.complete)
+    is_best = context.spec is None or context.spec.checkpoint.keep.best > 0
+    return results.with_evaluated_checkpoint(status, seen.evaluated_step, is_best=is_best)
 
 
 def adopt_before_deletion(context: Context) -> Decision | None:

@@ -78,6 +78,16 @@ def with_trained(status: RunStatus, complete: Complete | None, termination: Term
     return status.model_copy(update={"result": result.with_unknown_of(status.result)})
 
 
+def with_evaluated_checkpoint(status: RunStatus, step: int | None, *, is_best: bool) -> RunStatus:
+    """Return the status with the step that an evaluation was told: all that is left of a result that was lost.
+
+    It is that of the best checkpoint where best ones are kept, else the final one.
+    """
+    if status.result is not None:
+        return status
+    return status.model_copy(update={"result": Result(best_step=step) if is_best else Result(step=step)})
+
+
 def _trained(status: RunStatus, complete: Complete | None, termination: Termination | None) -> Result:
     if complete is not None:
         return Result(

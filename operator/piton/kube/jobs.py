@@ -1,6 +1,7 @@
 """Evidence on a PyTorchJob: its stage, its state, its size, and what keeps it from going."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from piton.api.spec import Stage
@@ -18,6 +19,16 @@ def stage_of(thing: Body) -> Stage:
     """Return the stage of a job or pod; one without a label is for training."""
     label = (thing["metadata"].get("labels") or {}).get(names.LABEL_STAGE)
     return next((stage for stage in Stage if stage == label), Stage.TRAIN)
+
+
+def evaluated_step(job: Body) -> int | None:
+    """Return the step of the checkpoint that the job names for an evaluation; None: it names none."""
+    for spec in ((job.get("spec") or {}).get("pytorchReplicaSpecs") or {}).values():
+        for container in spec["template"]["spec"].get("containers") or ():
+            for variable in container.get("env") or ():
+                if variable["name"] == names.ENV_CHECKPOINT:
+                    return names.parse_step_folder(PurePosixPath(variable.get("value") or "").name)
+    return None
 
 
 def state_of(job: Body) -> tuple[JobState, str]:

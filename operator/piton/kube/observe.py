@@ -23,7 +23,7 @@ from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.clocks import began_at
 from piton.kube.errors import NotFound, UnknownKind
-from piton.kube.jobs import by_its_trainers, expected_replicas, kept_job, stage_of, state_of
+from piton.kube.jobs import by_its_trainers, evaluated_step, expected_replicas, kept_job, stage_of, state_of
 from piton.kube.nodes import NodeView, moment, unknown_node
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, claims_of, made_for, volume_of
@@ -270,6 +270,7 @@ class _Reader:
         seen = AttemptSeen(
             number=number,
             stage=stage,
+            evaluated_step=evaluated_step(job),
             uid=job["metadata"]["uid"],
             job=by_its_trainers(state, replicas, is_complete=not missing),
             ours=made_for(job, self._meta),
