@@ -288,3 +288,12 @@ def test_a_restore_that_takes_long_tells_how_far_it_is(lost: Volume, monkeypatch
     assert {(transfer.is_restore, transfer.step, transfer.total) for transfer in told} == {(True, 6, 1002)}
     assert [transfer.done for transfer in told] == sorted(transfer.done for transfer in told)
     assert told[-1].done == 1002
+
+
+@pytest.mark.parametrize("body", ["", "404 page not found"], ids=["empty", "text"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("key", ["latest", "MANIFEST", "distcp"])
+def test_a_404_of_a_proxy_hides_no_checkpoint(method: str, key: str, body: str, lost: Volume, proxy: s3.Proxy) -> None:
+    proxy.fail(method=method, key=key, answer=(404, "text/plain", body), times=2)
+
+    assert lost.restored(None, replace(QUICK, restore=20)) == 6

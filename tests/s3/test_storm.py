@@ -26,6 +26,7 @@ FAULTS = [
     *({"code": code} for code in CODES),
     *({"code": code, "before": False} for code in ("SlowDown", "AccessDenied")),
     *({"answer": (status, "text/html", PAGE)} for status in (200, 301, 302, 404, 502)),
+    *({"answer": (404, "text/plain", text)} for text in ("", "404 page not found")),
     {"answer": (200, "application/xml", REFUSED)},
     {"answer": (200, "application/xml", "")},
     {},

@@ -12,6 +12,8 @@ from support.local_server import LocalServer
 
 PAGE = "<!DOCTYPE html>\n<html><head><title>Console</title></head><body>Log in</body></html>"
 HTML = {"Content-Type": "text/html; charset=utf-8"}
+JSON = {"Content-Type": "application/json"}
+TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,14 @@ ANSWERS = {
     "web-page": Answer(remedy=Remedy.NO_SERVER, status=200, body=PAGE, headers=HTML),
     "web-page-with-etag": Answer(remedy=Remedy.NO_SERVER, status=200, body=PAGE, headers={**HTML, "ETag": '"5f-1"'}),
     "web-page-404": Answer(remedy=Remedy.NO_SERVER, status=404, body=PAGE, headers=HTML),
+    "json-200": Answer(remedy=Remedy.NO_SERVER, status=200, body="{}", headers=JSON),
+    "json-404": Answer(remedy=Remedy.NO_SERVER, status=404, body='{"detail":"Not Found"}', headers=JSON),
+    "json-403": Answer(remedy=Remedy.NO_SERVER, status=403, body='{"error":"forbidden"}', headers=JSON),
+    "text-404-of-an-ingress": Answer(remedy=Remedy.NO_SERVER, status=404, body="default backend - 404", headers=TEXT),
+    "empty-404-of-a-proxy": Answer(remedy=Remedy.NO_SERVER, status=404),
+    "text-400-of-tls": Answer(
+        remedy=Remedy.NO_SERVER, status=400, body="Client sent an HTTP request to an HTTPS server.", headers=TEXT
+    ),
     "plain-http-to-tls": Answer(remedy=Remedy.NO_SERVER, status=400, body=PAGE, headers=HTML),
     "login": Answer(remedy=Remedy.NO_SERVER, status=302, headers={"Location": "https://login.example.org/"}),
 }

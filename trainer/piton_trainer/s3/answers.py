@@ -25,6 +25,7 @@ _PAGES = frozenset({"body", "head", "html"})
 _ERROR = "Error"
 _ROOT = re.compile(rb"<(?![?!])(?:\w+:)?([\w.-]+)")
 _MOVED = 301
+_NOT_FOUND = 404
 _NO_REDIRECTS = frozenset({304, 307})
 """Not modified; and S3's own word for a bucket that is not known everywhere yet."""
 _BUSY = frozenset({408, 429})
@@ -165,9 +166,20 @@ def _check_redirect(operation: str, answer: dict[str, Any]) -> None:
 
 
 def _check_error(operation: str, answer: dict[str, Any]) -> None:
-    root, kind = _root_of(answer["body"]), answer["headers"].get("content-type", "")
-    if operation not in _HEADS and root != _ERROR and (_is_page(root) or kind.startswith("text/html")):
-        raise no_server(operation, f"its answer with status {answer['status_code']} is a web page")
+    """Refuse an error that is none of S3's, which has XML. A HEAD has no body, see `client.head_object`."""
+    if operation in _HEADS:
+        return
+    status, body, headers = answer["status_code"], answer["body"], answer["headers"]
+    root, is_empty = _root_of(body), not body.strip()
+    if root != _ERROR and (_is_page(root) or headers.get("content-type", "").startswith("text/html")):
+        raise no_server(operation, f"its answer with status {status} is a web page")
+    if (root is None and not is_empty) or (is_empty and status == _NOT_FOUND and not is_of_s3(headers)):
+        raise no_server(operation, f"its answer with status {status} is {'empty' if is_empty else 'no XML'}")
+
+
+def is_of_s3(headers: Mapping[str, str]) -> bool:
+    """True if these headers are those of an S3 server without doubt. Not every one sends this header."""
+    return "x-amz-request-id" in headers
 
 
 def _check_root(operation: str, body: bytes) -> None:

@@ -18,7 +18,16 @@ from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import HTTPError
 
 from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, Tuning
-from piton_trainer.s3.answers import CHECKED, check_answer, check_fields, check_version, condition_on, unsupported
+from piton_trainer.s3.answers import (
+    CHECKED,
+    check_answer,
+    check_fields,
+    check_version,
+    condition_on,
+    is_of_s3,
+    no_server,
+    unsupported,
+)
 
 Answer = TypeVar("Answer")
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
@@ -98,7 +107,7 @@ def connect(tuning: Tuning, session: boto3.session.Session | None = None) -> Any
             ),
         )
     client.meta.events.register("needs-retry.s3", _Retry(tuning.tries))
-    client.meta.events.register("before-parse.s3", check_answer)
+    client.meta.events.register_first("before-parse.s3", check_answer)  # boto3 makes a 500 of what is no XML
     for operation in CHECKED:  # each by its name: boto3's own handlers take the fields for granted
         client.meta.events.register_first(f"after-call.s3.{operation}", check_fields)
     return client
@@ -108,7 +117,7 @@ def head_object(client: Any, bucket: str, key: str, *, version: str | None = Non
     """Return the metadata of an object, in this version if one is given.
 
     A HEAD that fails has no body with the reason, so the reason is asked for by a GET of one byte: the true code, or
-    that no S3 server has answered.
+    that no S3 server has answered. A 404 without a header of S3's is asked about too: any server gives it.
     """
     at = {"Bucket": bucket, "Key": key}
     if version is not None:
@@ -117,8 +126,11 @@ def head_object(client: Any, bucket: str, key: str, *, version: str | None = Non
         answer: dict[str, Any] = client.head_object(**at, **options)
     except ClientError as error:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        if _code_of(error) in _UNEXPLAINED or headers.get("content-type", "").startswith("text/html"):
+        is_page = headers.get("content-type", "").startswith("text/html")
+        if _code_of(error) in _UNEXPLAINED or is_page or not is_of_s3(headers):
             client.get_object(**at, Range="bytes=0-0")["Body"].close()
+            if _code_of(error) in _MISSING:
+                raise no_server("HeadObject", f"{key} is not there, and it sends it all the same") from error
         raise
     if version is not None:
         check_version(f"s3://{bucket}/{key}", answer, version)
