@@ -1,23 +1,13 @@
 """`piton checkpoint ls`, `verify` and `restore` of a bucket."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from piton.cli import main
 from piton_trainer.s3 import reader
 from support import s3
-from support.mirrored import MIB, SHARD, Contents, Volume
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["piton", "checkpoint", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
+from support.mirrored import MIB, SHARD, Contents, Volume, call
 
 
 def test_people_restore_by_hand(

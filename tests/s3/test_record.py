@@ -1,15 +1,13 @@
 """A `latest` that is no record: what lies beside it is still read, and nothing that Piton says costs the only copy."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from piton.cli import main
 from piton.contract import names
 from piton_trainer.errors import BadConfig
-from support.mirrored import Contents, Volume, wait_for
+from support.mirrored import Contents, Volume, call, wait_for
 
 RECORDS = {
     "empty": "",
@@ -26,13 +24,6 @@ RECORDS = {
     "format-is-a-word": '{"format":"one","attempt":1,"owner":"o","lineage":"l","newest":null}',
 }
 NEWER = '{"format":2}'
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    monkeypatch.setattr(sys, "argv", ["piton", "checkpoint", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return end.value.code
 
 
 @pytest.fixture(params=RECORDS)

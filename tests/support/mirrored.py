@@ -8,12 +8,16 @@ volume.mirror()         one to talk to: the real thing, but its process is a thr
 import os
 import shutil
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from piton.cli import main
 from piton.contract import names
 from piton.contract.assignment import Assignment, Encryption, MirrorPolicy, Objective, SavePolicy
 from piton.contract.manifest import FileEntry, Manifest
@@ -202,3 +206,12 @@ def wait_for(condition: Any, seconds: float = 10.0) -> bool:
             return True
         pause.wait(0.01)
     return False
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Say `piton checkpoint` with these arguments; the exit code."""
+    monkeypatch.setattr(sys, "argv", ["piton", "checkpoint", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code

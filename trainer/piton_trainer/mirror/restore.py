@@ -68,13 +68,14 @@ def sweep(directory: Path, *, keep: str | None = None) -> None:
 
 def _candidates(bucket: Bucket, latest: Latest | None) -> list[str]:
     """Return the folder that `latest` names, then the complete older ones, newest first."""
-    if latest is not None and latest.newest is None:
+    newest = None if latest is None else latest.newest
+    if latest is not None and newest is None:
         return []
     whole = [name for name, files in bucket.folders().items() if names.MANIFEST_FILE in files]
-    if latest is None or latest.newest is None:
+    if newest is None:
         return sorted((name for name in whole if parse_folder(name) is not None), reverse=True)
-    older = [name for name in whole if (parse_folder(name) or 0) <= latest.newest.step and name != latest.newest.folder]
-    return [latest.newest.folder, *sorted(older, reverse=True)]
+    older = [name for name in whole if (parse_folder(name) or 0) <= newest.step and name != newest.folder]
+    return [newest.folder, *sorted(older, reverse=True)]
 
 
 def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: TransferMeter) -> str | None:
