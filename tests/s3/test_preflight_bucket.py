@@ -1,6 +1,7 @@
 """`piton preflight` writes, reads, lists and deletes one object in the bucket, and names a missing permission."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,38 @@ def test_a_server_that_does_not_encrypt_is_found_and_nothing_stays_there(
     assert problem is not None
     assert "does not encrypt as checkpoint.mirror.encryption asks" in problem.text
     assert s3.keys(server.client, BucketPrefix.parse(uri).prefix) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "fault"),
+    [
+        ("s3:PutObject", {"code": "InvalidRequest", "before": False}),
+        ("s3:PutObject", {"answer": (404, "text/plain", "no such route"), "before": False}),
+        ("s3:GetObject", {"code": "InvalidObjectState"}),
+        ("s3:GetObject", {"answer": (404, "application/xml", "<Error><Code>NoSuchKey</Code></Error>")}),
+        ("s3:DeleteObject", {"code": "InvalidRequest"}),
+    ],
+)
+def test_other_trouble_leaves_nothing_there(
+    action: str, fault: dict[str, Any], uri: str, proxy: s3.Proxy, server: s3.Server
+) -> None:
+    proxy.fail(**REQUESTS[action], **fault)
+
+    problem = probed(uri)
+
+    assert problem is not None
+    assert "there" not in problem.text.partition(";")[2]
+    assert s3.keys(server.client, BucketPrefix.parse(uri).prefix) == []
+
+
+def test_what_stays_there_after_other_trouble_is_named(uri: str, proxy: s3.Proxy) -> None:
+    proxy.fail(code="InvalidRequest", **REQUESTS["s3:GetObject"])
+    proxy.fail(code="InvalidRequest", times=9, **REQUESTS["s3:DeleteObject"])
+
+    problem = probed(uri)
+
+    assert problem is not None
+    assert re.search(r"; preflight/[0-9a-f]{32} stays there$", problem.text)
 
 
 @pytest.fixture

@@ -54,10 +54,10 @@ def problem_of(bucket: "Bucket") -> Problem | None:
         try:
             request()
         except (ObjectNotFound, PreconditionFailed) as error:
-            return Problem(text=f"{bucket.place}: it does not do what S3 does: {error}")
+            return _other(bucket, name, action, f"it does not do what S3 does: {error}")
         except S3Error as trouble:
             if trouble.kind not in _DENIED:
-                return _other(bucket, name, trouble)
+                return _other(bucket, name, action, str(trouble))
             is_there = is_there and action != "s3:PutObject"
             missing.append(_missing(bucket, action, trouble))
     if not missing:
@@ -67,14 +67,15 @@ def problem_of(bucket: "Bucket") -> Problem | None:
     return Problem(text=f"{bucket.place}: {' and '.join(missing)} {are} missing{stays}", fix=_ALLOW)
 
 
-def _other(bucket: "Bucket", name: str, trouble: S3Error) -> Problem:
-    """Return trouble that is no missing permission. An object that is not encrypted is deleted."""
-    if trouble.kind == "NotEncrypted":
+def _other(bucket: "Bucket", name: str, action: str, text: str) -> Problem:
+    """Return trouble that is no missing permission, and delete the object, which a write that fails may leave too."""
+    stays = ""
+    if action != "s3:ListBucket":
         try:
             bucket.delete(_FOLDER, [name])
-        except S3Error:
-            return Problem(text=f"{bucket.place}: {trouble}; {_FOLDER}/{name} stays there")
-    return Problem(text=f"{bucket.place}: {trouble}")
+        except (ObjectNotFound, PreconditionFailed, S3Error):
+            stays = f"; {_FOLDER}/{name} {'may stay' if action == 's3:PutObject' else 'stays'} there"
+    return Problem(text=f"{bucket.place}: {text}{stays}")
 
 
 def _missing(bucket: "Bucket", action: str, trouble: S3Error) -> str:
