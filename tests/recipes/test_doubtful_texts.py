@@ -1,6 +1,7 @@
 """Rows and lines that nobody meant so: headers as examples, fields that stand twice, numbers as Python has them."""
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,26 @@ def test_objects_that_are_no_texts_are_said(
     monkeypatch.setattr(Cache, "fetch", lambda self, wanted, uri: [tmp_path / "content" for _ in wanted])
     assert read_text(f"s3://bucket/{prefix}").startswith("text")
     assert caplog.messages == ([f"s3://bucket/{prefix}: not taken for data are {told}"] if told else [])
+
+
+# Texts that another program has written.
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+@pytest.mark.parametrize("field", ["query", "positive", "negatives"])
+def test_an_escaped_zero_is_refused(tmp_path: Path, name: str, field: str) -> None:
+    entry = json.dumps({"query": "a", "positive": "b", "negatives": ["c"], field: "a\0"})
+
+    assert f"field {field}: character 2 is 0, which is no text" in refusal(tmp_path, name, f"{entry}\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "is_said"), [('"p ""one"""', True), ('"""p"" it is"', True), ('"one"', False), ('he said ""', False)]
+)
+def test_quotes_of_a_csv_in_a_tsv_are_said(
+    field: str, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (row, other) = rows_of(tmp_path, "x.tsv", f"a\t{field}\nb\tc\n")
+
+    assert (row.positive, other.positive) == (field, "c")
+    assert ("row 1 has a text in quotes as in a CSV" in caplog.text) == is_said

@@ -53,7 +53,13 @@ def test_names_with_a_leading_dot_are_no_texts_and_what_else_is_left_out_is_said
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(b"", "there is no text in "), (b"ab\xff", "is not UTF-8 text (byte 2)")]
+    ("content", "sentence"),
+    [
+        (b"", "there is no text in "),
+        (b"ab\xff", "is not UTF-8 text (byte 2)"),
+        ("wind".encode("utf-16-le"), "has a character 0 at byte 1, so it is no UTF-8 text; is it UTF-16"),
+        (b"a text that a crash has cut".ljust(4096, b"\0"), "has a character 0 at byte 27"),
+    ],
 )
 def test_a_file_that_is_no_text_is_the_users_to_mend(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "x.txt").write_bytes(content)

@@ -78,6 +78,25 @@ def test_an_object_that_is_replaced_meanwhile_is_not_half_of_each(put: Put, prox
         rows_of(uri)
 
 
+def test_an_object_that_is_replaced_before_its_turn_is_not_taken_for_what_it_was(
+    put: Put, proxy: s3.Proxy, tmp_path: Path
+) -> None:
+    first, second = put("x.csv", LINES.encode()), put("y.csv", LINES.encode())
+    sources = {uri: CsvReading(gains=GAINS) for uri in (first, second)}
+
+    def replace(method: str, path: str) -> None:
+        if method == "GET" and "x.csv" in path:
+            put("y.csv", LINES.replace("id9", "id8b").encode())
+
+    proxy.on_request = replace
+    with pytest.raises(BadConfig) as caught:
+        judgments_of(sources, RunCache(tmp_path, Ranks()))
+    assert caught.value.detail == (
+        f"trainer.config.data: {second} has changed while it was read; start again when it is complete"
+    )
+    assert not list(tmp_path.glob("judgments-*"))
+
+
 def test_a_missing_object_is_the_users_to_mend(put: Put) -> None:
     uri = put("x.csv", b"").replace("x.csv", "y.csv")
     with pytest.raises(BadConfig) as caught:

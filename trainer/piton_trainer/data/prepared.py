@@ -18,7 +18,6 @@ from piton_trainer.data.skipped import MANIFEST, SkippedData, Skips, load
 from piton_trainer.data.stream import earlier_version_of, version_of
 from piton_trainer.errors import BadConfig
 from piton_trainer.run_cache import RunCache
-from piton_trainer.s3 import S3_SCHEME
 
 VersionOf = Callable[[str], str]
 _DIGEST = re.compile(r"[0-9a-f]{16}")
@@ -76,7 +75,7 @@ def prepare_folder(
         skips = Skips(skipped_data.most)
         make(folder, skips)
         for source, before in versions.items():
-            if not source.startswith(S3_SCHEME) and version_of(source, memory) != before:
+            if version_of(source, memory) != before:
                 raise BadConfig(
                     f"trainer.config.data: {source} has changed while it was read; start again when it is complete"
                 )

@@ -83,21 +83,29 @@ def of_collection(found: Beir) -> Iterator[Example]:
 
 
 def _from_tsv(source: str, skips: Skips) -> Iterator[Example]:
-    """Yield the rows of a TSV. Different numbers of negatives are said, as a lost line break looks the same."""
-    number, first, odd = 0, 0, 0
+    """Yield the rows of a TSV. Different numbers of negatives are said, as a lost line break looks the same.
+
+    Quotes are said where a program for CSV must have put them, because they become a part of the text.
+    """
+    number, first, odd, quoted = 0, 0, 0, 0
 
     def parse(line: str) -> Example:
-        nonlocal number, first, odd
+        nonlocal number, first, odd, quoted
         fields = line.split("\t")
         number, first = number + 1, first or len(fields)
         if number == 1:
             _expect_no_header(fields, source)
         odd = odd or (number if len(fields) != first else 0)
+        quoted = quoted or (number if any(_is_quoted(field) for field in fields) else 0)
         return _example(fields)
 
     yield from parsed(source, parse, skips)
     if odd:
         _log.warning("%s: its rows have different numbers of fields; row %d is the first that differs", source, odd)
+    if quoted:
+        _log.warning(
+            "%s: row %d has a text in quotes as in a CSV; a TSV has none, so they count as text", source, quoted
+        )
 
 
 def _expect_no_header(fields: list[str], source: str) -> None:
@@ -115,6 +123,13 @@ def _expect_no_header(fields: list[str], source: str) -> None:
         _log.warning("%s: its first row is %s; remove the line if these are names of columns", source, told)
     if all(name.replace(".", "").isdecimal() for name in names):
         _log.warning("%s: its first row is %s; texts are wanted, and not the ids of texts", source, told)
+
+
+def _is_quoted(field: str) -> bool:
+    """True for a text in quotes in which all quotes are doubled, as a program for CSV writes one with quotes."""
+    inner = field.strip()[1:-1]
+    is_framed = field.strip() == f'"{inner}"'
+    return is_framed and '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _example(fields: list[str]) -> Example:

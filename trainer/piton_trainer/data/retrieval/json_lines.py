@@ -1,7 +1,7 @@
 """Lines of JSON, and of anything else, each as a function understands it; what it refuses has its line.
 
 A JSON string may hold half of a surrogate pair, which is no character: neither a file nor a message can hold it. It is
-refused where it is read.
+refused where it is read, and so is character 0.
 """
 
 import json
@@ -100,8 +100,10 @@ def lossless(text: str, name: str) -> str:
     """Return a text that can be written.
 
     Raises:
-        ValueError: it holds half of a surrogate pair.
+        ValueError: it holds half of a surrogate pair, or a zero.
     """
+    if "\0" in text:
+        raise InputError(f"field {name}: character {text.index(chr(0)) + 1} is 0, which is no text")
     if not text.isascii():
         try:
             text.encode()

@@ -130,8 +130,12 @@ def _joined(source: str, parts: Iterable[tuple[str, bytes]], skips: Skips) -> st
 def _decoded(name: str, content: bytes, skips: Skips) -> list[str]:
     """Return the text of a file; nothing where it is skipped."""
     try:
-        return [content.decode("utf-8-sig")]
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         told = f"is not UTF-8 text (byte {error.start})"
-        skips.add(Skip(file=name, why=f"it {told}"), f"{name} {told}")
-        return []
+    else:
+        if "\0" not in text:
+            return [text]
+        told = f"has a character 0 at byte {content.index(0)}, so it is no UTF-8 text; is it UTF-16, or was it cut?"
+    skips.add(Skip(file=name, why=f"it {told}"), f"{name} {told}")
+    return []
