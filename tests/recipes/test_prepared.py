@@ -343,3 +343,36 @@ def test_the_key_of_objects_in_a_bucket_is_that_of_earlier_versions(
     )
     assert key.content == key.stamps == key.folder
     assert folder.name == f"x-{key.content}"
+
+
+# Damage on the volume.
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("name", ["queries.npy", "texts.bin", "ends.npy", MANIFEST])
+def test_a_folder_with_a_file_that_is_cut_or_gone_is_made_anew(name: str, damage: str, tmp_path: Path) -> None:
+    data = Examples(tmp_path)
+    data.file.write_text("what\twind\nbad\n")
+
+    def read() -> list[str]:
+        return examples_of(f"{data.file}", "train", None, data.run_cache, SkippedData(1))[1].texts[:]
+
+    assert read() == ["what", "wind"]
+    [folder] = data.run_cache.directory.glob("examples-*")
+    if damage == "gone":
+        (folder / name).unlink()
+    else:
+        os.truncate(folder / name, (folder / name).stat().st_size - 2)
+    assert read() == ["what", "wind"]
+    assert (folder / name).exists()
+
+
+def test_a_damaged_list_of_what_is_left_out_is_one_sentence(tmp_path: Path) -> None:
+    data = Examples(tmp_path)
+    data.file.write_text("what\twind\nbad\n")
+    examples_of(f"{data.file}", "train", None, data.run_cache, SkippedData(1))
+    [manifest] = data.run_cache.directory.glob(f"examples-*/{MANIFEST}")
+    manifest.write_bytes(bytes(manifest.stat().st_size))
+
+    with pytest.raises(BadConfig, match=rf"{MANIFEST} is damaged; delete .* to have it made anew"):
+        examples_of(f"{data.file}", "train", None, data.run_cache, SkippedData(1))

@@ -118,13 +118,15 @@ def load(folder: Path, most: int) -> tuple[Skip, ...]:
     """Return the examples that were left out when the data in a folder was made.
 
     Raises:
-        BadConfig: they are more than `most`.
-        ValueError: the manifest is damaged.
+        BadConfig: they are more than `most`, or the manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return ()
-    skipped = skipped_from_wire(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        skipped = skipped_from_wire(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise BadConfig(f"trainer.config.data: {path} is damaged; delete {folder} to have it made anew") from error
     Skips(most).expect_within(skipped)
     return skipped
 
