@@ -106,6 +106,31 @@ def test_a_loader_that_is_made_anew_may_have_other_data(stop: int, tmp_path: Pat
     assert stopped.seen + resumed.seen == whole.seen
 
 
+class Shrinking(pl.Module):
+    """Each epoch has fewer batches than the one before."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Subset(pl.Augmented(), range(6 * (4 - self.current_epoch))), batch_size=6, shuffle=True)
+
+
+@resume.exact("Lightning: loaders that are made anew with more or fewer batches", "the last epoch is whole")
+@pytest.mark.parametrize("kind", [Growing, Shrinking])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_has_all_its_epochs_whatever_their_lengths(
+    kind: type[pl.Module], accumulate: int, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"kind": kind, "brings_data": True, "validate": False, "max_epochs": 3}
+    how |= {"reload_dataloaders_every_n_epochs": 1, "accumulate_grad_batches": accumulate}
+    whole = pl.train(tmp_path / "whole", **how)
+    assert len(whole.seen) == 2 + 3 + 4
+    assert whole.trainer.global_step == (9 if accumulate == 1 else 5)
+    for stop in range(1, whole.trainer.global_step):
+        stopped = pl.train(tmp_path / str(stop), at={stop: ends.terminate}, **how)
+        resumed = pl.train(tmp_path / str(stop), **how)
+        assert (stopped.code, resumed.code) == (143, 0)
+        assert stopped.seen + resumed.seen == whole.seen, stop
+
+
 def test_a_loader_of_an_earlier_epoch_and_version_that_is_made_again_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

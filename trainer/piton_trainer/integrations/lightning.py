@@ -280,7 +280,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._is_pending = False
         loops = Loops(trainer)
         ended = "lightning ended the training" if trainer.should_stop and loops.may_stop else None
-        self._is_over = self._session.boundary(ended=ended)
+        self._is_over = self._session.boundary(ended=ended, total=loops.total)
         if self._is_over:
             loops.stop()
 

@@ -316,11 +316,12 @@ class Session(RankContext):
         """True if this rank knows of a request to stop, which the next boundary grants."""
         return self._opened.is_asked_to_stop()
 
-    def boundary(self, *, ended: str | None = None) -> bool:
+    def boundary(self, *, ended: str | None = None, total: int | None = None) -> bool:
         """A step of somebody else's loop is done, with all that belongs to it: save, report, stop, as is due.
 
         Args:
             ended: why the loop ends here by itself.
+            total: the step at which it ends by now, if that has changed.
 
         Returns:
             Whether the training is over. The rest is done when the session ends.
@@ -328,7 +329,7 @@ class Session(RankContext):
         Raises:
             Stopped, Diverged, OutOfSpace, Fenced: as `steps` does. Who catches one hears it again at the session's end.
         """
-        return self._opened.boundary(ended=ended)
+        return self._opened.boundary(ended=ended, total=total)
 
     def _refuse_another(self) -> None:
         """Refuse to go on with what another training of this script has finished in this folder."""

@@ -123,9 +123,9 @@ class Steps:
         with self._recording_end():
             return randomness if self._begin(randomness, feeding.total) else None
 
-    def boundary(self, *, ended: str | None) -> bool:
+    def boundary(self, *, ended: str | None, total: int | None) -> bool:
         """A step of somebody else's loop is done; whether the training is."""
-        self.state.ended = ended
+        self.state.ended, self._total = ended, self._total if total is None else total
         with self._recording_end():
             return self._finish_step()
 
