@@ -1,6 +1,12 @@
 """What modules, metrics and callbacks of Lightning keep in attributes of their own, after a resume."""
 
+import argparse
+import enum
+import itertools
+import logging
 import os
+import random
+import re
 import threading
 from collections import defaultdict, deque
 from functools import partialmethod
@@ -153,7 +159,9 @@ def test_a_module_of_a_callback_that_changes_is_told_of_once(tmp_path: Path, cap
     assert "Copy.model" not in caplog.text
     caplog.clear()
     pl.train(tmp_path / "saved", callbacks=[Saving(), Average()])
-    assert "in no checkpoint" not in caplog.text
+    assert "in no checkpoint" not in caplog.text.replace(
+        "module.seen: it changes in the training and is in no checkpoint", ""
+    )
 
 
 class Odd(pl.Module):
@@ -181,6 +189,76 @@ def test_what_no_checkpoint_can_hold_is_told_of_and_ends_nothing(
     resumed = pl.train(tmp_path, kind=Odd)
     assert (resumed.code, resumed.error) == (0, "")
     assert resumed.trainer.lightning_module.known == {"a", "b", *map(str, range(pl.BATCHES))}
+
+
+class Meter:
+    """A mean, as many scripts have one."""
+
+    __slots__ = ("count", "total")
+
+    def __init__(self) -> None:
+        self.count, self.total = 0, 0.0
+
+    def update(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+
+
+class Phase(enum.Enum):
+    """A part of a training."""
+
+    WARM = 0
+    MAIN = 1
+
+
+class OfOtherTypes(pl.Module):
+    """It keeps values in what is neither a number nor a list; some does not change, or is saved elsewhere."""
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.save_hyperparameters({"scale": 1.0, "width": 8})
+        self.meter, self.meters, self.phase = Meter(), {"loss": Meter()}, Phase.WARM
+        self.own, self.numbers = argparse.Namespace(first=None), itertools.count()
+        self.others = itertools.cycle([1, 2])
+        self.log_of_mine, self.settings = logging.getLogger("of mine"), argparse.Namespace(rate=1)
+        self.generator = random.Random(3)
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        loss = super().training_step(batch, number)
+        value = loss.item()
+        self.meter.update(value)
+        self.meters["loss"].update(value)
+        self.phase, self.own.first, self.newest = Phase.MAIN, self.own.first or value, Meter()
+        self.hparams["scale"] *= 0.5
+        self.log_of_mine.debug("step")
+        self.used = self.optimizers().optimizer
+        return loss * (1 + next(self.numbers) + next(self.others) + self.generator.random())
+
+
+@resume.approximate("Lightning: attributes of other types that change", "they begin anew, which is told")
+def test_attributes_of_other_types_are_told_of_if_they_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert pl.train(tmp_path, kind=OfOtherTypes).code == 0
+    told = set(re.findall(r"module\.(\w+): it changes in the training and is in no checkpoint", caplog.text))
+    expected = {"meter", "meters", "phase", "own", "numbers", "others", "newest", "_hparams"}
+    assert told - {"seen"} == expected  # the batches of an attempt are the tests' own
+
+
+class Noise(Callback):  # type: ignore[misc]
+    """It draws from generators of its own."""
+
+    def __init__(self) -> None:
+        self.generator, self.other = torch.Generator().manual_seed(2), random.Random(1)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        batch[0].add_(torch.rand(batch[0].shape, generator=self.generator) * self.other.random())
+
+
+@resume.exact("Lightning: generators that a callback holds")
+def test_generators_of_a_callback_go_on_from_where_they_were(tmp_path: Path) -> None:
+    whole = pl.train(tmp_path / "whole", callbacks=[Noise()])
+    assert pl.train(tmp_path / "parts", callbacks=[Noise()], at={7: ends.terminate}).code == 143
+    resumed = pl.train(tmp_path / "parts", callbacks=[Noise()])
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
 
 
 class Opening(Callback):  # type: ignore[misc]

@@ -25,6 +25,8 @@ def registered(part: Any) -> set[str]:
 
 def saves_itself(part: Any) -> bool:
     """True if hooks of a part save what they like."""
+    if isinstance(part, nn.Module) and type(part).get_extra_state is not nn.Module.get_extra_state:
+        return True
     own = next((base for base in (LightningModule, LightningDataModule, Callback) if isinstance(part, base)), None)
     name = "state_dict" if own is LightningDataModule else "on_save_checkpoint"
     return own is not None and getattr(type(part), name, None) is not getattr(own, name, None)

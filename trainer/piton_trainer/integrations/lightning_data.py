@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 
 from piton_trainer.integrations.lightning_memory import OwnAttributes
+from piton_trainer.integrations.own_parts import numbered
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.state.own_generators import OwnGenerators, is_generator
 from piton_trainer.state.rng import RandomNumbers
@@ -33,7 +34,7 @@ class Makings:
         self._is_repeated = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the newest making, and the generators of the data module at this moment."""
+        """Return the newest making, and the generators of data module and callbacks at this moment."""
         if self._newest is None:
             return {}
         memory = _of_data(self._memory.complete(self._newest[_MEMORY]))
@@ -63,7 +64,7 @@ class Makings:
             self._newest = newest
 
     def put_back(self) -> None:
-        """Put the generators of the data module back to where the save was."""
+        """Put the generators of data module and callbacks back to where the save was."""
         self._own().restore(self._saved.get(_OWN, {}))
 
     def _repeat(self, make: Callable[[], bool], numbers: RandomNumbers) -> None:
@@ -82,8 +83,9 @@ class Makings:
         self._newest = {key: self._saved[key] for key in (_EPOCH, _NUMBERS, _MEMORY)}
 
     def _own(self) -> OwnGenerators:
-        """Return the generators of the module and its data; those of the module come back with the session, too."""
+        """Return those of the module, its data and callbacks; those of the module come back with the session, too."""
         owners = {"module": self._trainer.lightning_module, "datamodule": self._trainer.datamodule}
+        owners |= {f"callback.{name}": item for name, item in numbered(self._trainer.callbacks)}
         named = {
             f"{name}.{key}": value
             for name, owner in owners.items()

@@ -5,7 +5,8 @@
 
 Seen are numbers, texts, tensors, buffers that are not persistent, and lists, tuples, dicts, sets and deques of these,
 as far as they are not as the script has made them when the training begins. Callbacks with a `state_dict` and those of
-Lightning say their own state. Attributes that are other objects are told of where they hold tensors that change.
+Lightning say their own state. Attributes that are other objects, such as a meter of a class of the user's, are told of
+if they change (`sketches`). Random number generators are saved by `lightning_data`.
 
 A flag may stand for an opened file, so what changes once does not come back (`marks`). A tensor that is a view of a
 parameter or a buffer is that one's.
@@ -29,12 +30,17 @@ from piton_trainer.integrations.lightning_attributes import (
 )
 from piton_trainer.integrations.lightning_values import KINDS, PLAIN, filled, is_equal, plain, unpack
 from piton_trainer.integrations.own_parts import SAMPLE, numbered, place_of, sample_of
+from piton_trainer.state.built_parts import is_iterator
+from piton_trainer.state.built_parts import place_of as place_of_iterator
 from piton_trainer.state.marks import ChangeWatch
 from piton_trainer.state.plain_values import unpacked
+from piton_trainer.state.sketches import sketch
 
 logger = logging.getLogger(__name__)
 
 _OF_LIGHTNING = ("lightning.", "pytorch_lightning.", "piton_trainer.")
+_OF_OTHERS = (*_OF_LIGHTNING, "torch.utils.data.")
+"""Packages with objects that change as they like, such as loaders."""
 _MARKS, _STEADY = "<marks>", "<steady>"
 """Keys beside those of attributes: marks, and what goes on changing beside them (see `marks`)."""
 
@@ -181,20 +187,22 @@ class OwnAttributes:
                 yield name, callback
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
-        """Yield a sample of each attribute with tensors that is in no checkpoint."""
-        known = set(map(place_of, self._trainer.lightning_module.state_dict().values()))
+        """Yield a sample of each attribute that is in no checkpoint."""
+        trainer = self._trainer
+        known = set(map(place_of, trainer.lightning_module.state_dict().values()))
+        saved = [*trainer.optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)]
         for name, part in self._parts():
             if saves_itself(part):
                 continue
             seen = attributes(part, ())
             for key, value in own_attributes(part):
-                if key not in seen:
+                if key not in seen and not any(value is other for other in saved):
                     with suppress(Exception):  # a class of the user's may refuse to be looked at
                         yield from _samples(f"{name}.{key}", part, value, known)
 
     def _tell(self) -> None:
         for name, now in self._objects():
-            if name in self._told or now == self._inside.setdefault(name, 0 if isinstance(now, int) else now):
+            if name in self._told or now == self._inside.get(name):
                 continue
             self._told.add(name)
             logger.warning(
@@ -206,13 +214,19 @@ class OwnAttributes:
 
 
 def _samples(name: str, part: Any, value: Any, known: Collection[int | None]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, nn.Module) and not isinstance(part, nn.Module):
-        own = [tensor for tensor in value.state_dict().values() if place_of(tensor) not in known]
-        yield name, list(map(sample_of, own[:SAMPLE])) or None
+    if isinstance(value, nn.Module):
+        if not isinstance(part, nn.Module):
+            own = [tensor for tensor in value.state_dict().values() if place_of(tensor) not in known]
+            yield name, list(map(sample_of, own[:SAMPLE])) or None
+    elif isinstance(value, Tensor):
+        if type(value) is Tensor and not value.requires_grad:
+            yield name, sample_of(value)
     elif type(value) in KINDS:
-        yield name, len(value)
-    elif type(value) is Tensor and not value.requires_grad:
-        yield name, sample_of(value)
+        yield name, (len(value), sketch(value))
+    elif is_iterator(value):
+        yield name, place_of_iterator(value)
+    elif isinstance(value, dict) or not type(value).__module__.startswith(_OF_OTHERS):
+        yield name, sketch(value)
 
 
 def _put(own: dict[str, Any], key: str, saved: Mapping[str, Any], device: Any) -> None:

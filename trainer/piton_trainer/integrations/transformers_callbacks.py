@@ -1,12 +1,15 @@
 """A user's callbacks of transformers, with what they keep: an average of the weights, say.
 
 transformers brings callbacks back that are ExportableState. Besides these, one that has `state_dict` and
-`load_state_dict` comes back here. Any other that holds tensors which change in the training is told of at a save.
+`load_state_dict` comes back here, and so do random number generators in attributes. What else changes in attributes,
+also in those of a Trainer of the user's own class, is told of at a save.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +17,14 @@ from transformers.trainer_callback import ExportableState
 
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.integrations.own_parts import SAMPLE, numbered, place_of, sample_of
+from piton_trainer.state.own_generators import OwnGenerators, is_generator
+from piton_trainer.state.sketches import sketch
 
 logger = logging.getLogger(__name__)
 
 _OF_FRAMEWORKS = ("transformers.", "piton_trainer.")
+_TRAINER, _GENERATORS = "trainer", "<generators>"
+"""Name of the Trainer beside those of callbacks, and key of the generators beside their states."""
 
 
 class OwnCallbacks:
@@ -34,7 +41,8 @@ class OwnCallbacks:
         """Return the states of those that have one; tell of those that change and have none."""
         self._tell_of_changes()
         states = ((name, self._state(name, item)) for name, item in self._own() if _has_state(item))
-        return {name: state for name, state in states if state is not None}
+        generators = {_GENERATORS: self._generators().capture()}
+        return {name: state for name, state in (*states, *generators.items()) if state}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
         """Remember them until all callbacks have begun: they may make anew what they keep."""
@@ -52,7 +60,18 @@ class OwnCallbacks:
                     item.load_state_dict(saved[name])
                 except Exception as error:  # noqa: BLE001 - it is a user's code, and trained without this before
                     logger.warning("callback %s: it does not take its state and begins anew: %s", name, error)
+        self._generators().restore(saved.get(_GENERATORS, {}))
         self._begun = dict(self._objects())
+
+    def _generators(self) -> OwnGenerators:
+        return OwnGenerators(
+            named={
+                f"{name}.{key}": value
+                for name, item in (*self._own(), (_TRAINER, self._trainer))
+                for key, value in vars(item).items()
+                if is_generator(value)
+            }
+        )
 
     def _own(self) -> Iterator[tuple[str, Any]]:
         callbacks = self._trainer.callback_handler.callbacks
@@ -76,21 +95,38 @@ class OwnCallbacks:
             if name not in self._told and now != self._begun.setdefault(name, now):
                 self._told.add(name)
                 logger.warning(
-                    "callback %s: its tensors change in the training and are in no checkpoint, so after a resume they "
-                    "begin anew; give the callback state_dict and load_state_dict, and Piton saves what they say",
+                    "%s: it changes in the training and is in no checkpoint, so after a resume it begins anew; keep it "
+                    "in a callback with state_dict and load_state_dict, and Piton saves what they say",
                     name,
                 )
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
-        """Yield a sample of the tensors of each attribute that no checkpoint has."""
+        """Yield a sample of each attribute that no checkpoint has."""
         known = set(map(place_of, self._trainer.model.state_dict().values()))
-        for name, item in self._own():
-            if _has_state(item) or isinstance(item, ExportableState):
+        owners = [(f"callback {name}", item) for name, item in self._own()]
+        for name, item in (*owners, (_TRAINER, self._trainer)):
+            if item is not self._trainer and (_has_state(item) or isinstance(item, ExportableState)):
                 continue
+            kind: Any = type(item)
+            hidden = _names_in(kind)
             for key, value in list(vars(item).items()):
+                if key in hidden or f"{name}.{key}" in self._told:
+                    continue
                 with suppress(Exception):  # a class of the user's may refuse to be looked at
-                    if own := [tensor for tensor in _tensors(value) if place_of(tensor) not in known]:
-                        yield f"{name}.{key}", [sample_of(tensor) for tensor in own[:SAMPLE]]
+                    tensors = _tensors(value)
+                    own = [tensor for tensor in tensors if place_of(tensor) not in known]
+                    found = [sample_of(tensor) for tensor in own[:SAMPLE]] if tensors else sketch(value)
+                    if found:
+                        yield f"{name}.{key}", found
+
+
+@cache
+def _names_in(kind: type) -> frozenset[str]:
+    """Return the names in the code of transformers' own bases of a class: its attributes are none of the user's."""
+    bases = (base for base in kind.__mro__ if base.__module__.startswith(_OF_FRAMEWORKS))
+    members = (inspect.unwrap(member) for base in bases for member in vars(base).values() if callable(member))
+    codes = (member.__code__ for member in members if hasattr(member, "__code__"))
+    return frozenset(name for code in codes for name in code.co_names)
 
 
 def _has_state(item: Any) -> bool:

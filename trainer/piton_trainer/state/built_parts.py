@@ -73,12 +73,12 @@ def iterators_in(own: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         else:
             is_object = key not in _SEEN and not isinstance(value, nn.Module | type)
             found = [value, *(list(getattr(value, "__dict__", {}).values()) if is_object else ())]
-        yield from ((key, part) for part in found if _is_iterator(part))
+        yield from ((key, part) for part in found if is_iterator(part))
 
 
 def is_used_up(value: object) -> bool:
     """True for an iterator that has nothing left."""
-    return _is_iterator(value) and place_of(value) is None
+    return is_iterator(value) and place_of(value) is None
 
 
 def place_of(iterator: Any) -> Any:
@@ -89,7 +89,8 @@ def place_of(iterator: Any) -> Any:
     return None if left == 0 else object() if left < 0 else left
 
 
-def _is_iterator(value: object) -> bool:
+def is_iterator(value: object) -> bool:
+    """True for an iterator whose place cannot be saved."""
     return hasattr(type(value), "__next__") and not is_generator(value) and not says_state(value)
 
 

@@ -5,29 +5,19 @@ number generators and samplers inside are seen elsewhere. An iterator is told of
 it goes on from one epoch into the next: where it is cannot be saved.
 """
 
-import itertools
 import logging
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
-from enum import Enum
-from itertools import islice
-from numbers import Number
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from piton_trainer.state.built_parts import iterators_in, place_of, says_state
 from piton_trainer.state.own_generators import is_generator
-from piton_trainer.state.plain_values import is_array, is_plain, is_small
+from piton_trainer.state.plain_values import is_plain, is_small
 from piton_trainer.state.row_makers import is_data
+from piton_trainer.state.sketches import sketch
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 1000
-_DEEP = 3
-_DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
-_ROWS = frozenset({list, tuple, deque})
 _KEPT = frozenset({Counter, deque, set, frozenset})
 """Kinds of values in makers of rows that are told of: other objects, such as tokenizers, change as they like."""
 
@@ -50,13 +40,13 @@ class UnseenChanges:
     def begin_epoch(self) -> None:
         """Tell of what is not what it was when the epoch before began."""
         now = {
-            f"{name}.{key}": _outline(value, _DEEP)
+            f"{name}.{key}": sketch(value)
             for name, sampler in self._samplers.items()
             for key, value in list(vars(sampler).items())
             if not is_plain(value) and not self._is_seen(value)
         }
         now |= {
-            f"{name}.{key}": _outline(value, 1)
+            f"{name}.{key}": sketch(value, deep=1)
             for name, maker in self._makers.items()
             for key, value in list(vars(maker).items())
             if type(value) in _KEPT and not is_small(value) and not self._is_seen(value) and not is_data(key, value)
@@ -93,37 +83,3 @@ class UnseenChanges:
 
     def _is_seen(self, value: object) -> bool:
         return is_generator(value) or says_state(value) or any(value is other for other in self._others)
-
-
-def _outline(value: Any, deep: int) -> Any:
-    """Return some of what a value is made of, for comparing it; None for what is not to be compared."""
-    kind = type(value)
-    if kind in (bool, int, float, str, bytes, type(None)):
-        return kind, value
-    if isinstance(value, Number | Enum) or kind is itertools.count:
-        return kind, repr(value)
-    if kind is Tensor or is_array(value):
-        return _outline_of_numbers(value)
-    if kind in (set, frozenset):
-        return kind, len(value), value.copy() if len(value) <= _LOOKED_AT else None
-    return _outline_of_parts(value, deep - 1) if deep else kind
-
-
-def _outline_of_numbers(value: Any) -> Any:
-    if is_array(value):
-        return value.dtype, value.shape, repr(value.flat[:_LOOKED_AT].tolist()) if value.dtype.kind != "O" else None
-    has_row = value.layout is torch.strided and value.is_contiguous() and not value.is_meta
-    return value.dtype, value.shape, repr(value.detach().view(-1)[:_LOOKED_AT].tolist()) if has_row else None
-
-
-def _outline_of_parts(value: Any, deep: int) -> Any:
-    kind = type(value)
-    if kind in _DICTS:
-        items = islice(value.items(), _LOOKED_AT)
-        return kind, len(value), [(_outline(key, 0), _outline(item, deep)) for key, item in items]
-    if kind in _ROWS:
-        return kind, len(value), [_outline(item, deep) for item in islice(value, _LOOKED_AT)]
-    is_data = isinstance(value, nn.Module | type) or callable(value) or hasattr(kind, "__getitem__")
-    if is_data or hasattr(kind, "__next__") or not hasattr(value, "__dict__") or is_generator(value):
-        return None
-    return kind, _outline(vars(value), deep)
