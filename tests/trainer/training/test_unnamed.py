@@ -1,6 +1,7 @@
 """Optimizers and schedules that train and that no checkpoint has are told of; nothing is ended by that."""
 
 import logging
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, SequentialLR, StepLR
 
 import piton_trainer
-from support import tiny
+from support import resume, tiny
 
 Objects = dict[str, Any]
 
@@ -135,3 +136,55 @@ class OnceEach:
 def test_an_optimizer_of_a_single_step_is_not_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path, NAMED["no schedule"], lambda model, _: OnceEach(model))
     assert "was not given it" not in caplog.text
+
+
+class Remembering(nn.Module):
+    """It keeps numbers outside of its state, and others in it, or the same all the time."""
+
+    table: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 1)
+        self.calls, self.mean, self.width = 0, torch.zeros(2), 2
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.mean = self.mean * 0.9 + x.mean(0) * 0.1
+        self.table += 1
+        self.seen += 1
+        newest: torch.Tensor = self.inner(x)
+        self.newest = newest
+        return newest
+
+
+class Saying(Remembering):
+    """It says them."""
+
+    def get_extra_state(self) -> Any:
+        return {"calls": self.calls, "mean": self.mean}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls, self.mean = state["calls"], state["mean"]
+
+
+@resume.approximate(
+    "modules: numbers and tensors in attributes, buffers that are not persistent", "told if they change"
+)
+def test_what_a_module_keeps_outside_of_its_state_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind in (Remembering, Saying):
+        model = nn.Sequential(kind(), nn.Dropout(0.1))
+        with piton_trainer.session(tiny.config(tmp_path / kind.__name__, tiny.every(100))) as session:
+            optimizer = SGD(model.parameters(), 0.1)
+            session.restore(model=model, optimizer=optimizer)
+            for x in session.steps([torch.ones(3, 2)], total=5):
+                model(x).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    told = re.findall(r"(\S+): it changes in the training and is in no checkpoint", caplog.text)
+    assert sorted(told) == ["model.0.calls", "model.0.mean", "model.0.table"]

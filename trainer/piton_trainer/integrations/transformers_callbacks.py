@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.integrations.own_parts import SAMPLE, numbered, place_of, sample_of
+from piton_trainer.state.module_attributes import unsaved
 from piton_trainer.state.own_generators import OwnGenerators, is_generator
 from piton_trainer.state.sketches import sketch
 
@@ -103,6 +104,7 @@ class OwnCallbacks:
     def _objects(self) -> Iterator[tuple[str, Any]]:
         """Yield a sample of each attribute that no checkpoint has."""
         known = set(map(place_of, self._trainer.model.state_dict().values()))
+        yield from unsaved("model", self._trainer.model)
         owners = [(f"callback {name}", item) for name, item in self._own()]
         for name, item in (*owners, (_TRAINER, self._trainer)):
             if item is not self._trainer and (_has_state(item) or isinstance(item, ExportableState)):

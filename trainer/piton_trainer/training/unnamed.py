@@ -1,4 +1,4 @@
-"""Optimizers and schedules that train what a checkpoint holds, and metrics of a model, that the checkpoint lacks.
+"""Optimizers, schedules, metrics and attributes of a model that train and that the checkpoint lacks.
 
 A script that builds its schedule after `restore`, and does not name it, begins it anew with each attempt. torch tells
 of each step of an optimizer, and marks the step of one that a schedule has been made for. It is told once, and ends
@@ -9,6 +9,7 @@ import logging
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from piton_trainer.state.held_optimizers import parts_of
+from piton_trainer.state.module_attributes import unsaved
 from piton_trainer.state.refusals import forgetful_metrics, values_outside
 from piton_trainer.state.tracked_objects import LOADER
 
@@ -84,8 +86,11 @@ class _Look:
         self._trained = {id(weight) for module in modules for weight in module.parameters()}
         self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._told: set[str] = set()
+        self._attributes = _Attributes(objects)
 
     def __call__(self, optimizer: Optimizer, *_: object) -> None:
+        with suppress(Exception):
+            self._attributes.look()
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         if self._steps[optimizer] != _SEEN:
             return
@@ -106,6 +111,29 @@ class _Look:
                 argument,
             )
         self._told.add(what)
+
+
+class _Attributes:
+    """What the modules keep in attributes, at the steps 1, 2, 4, 8, … of optimizers."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._modules = {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
+        self._first: dict[str, Any] = {}
+        self._steps = 0
+        self._told: set[str] = set()
+
+    def look(self) -> None:
+        self._steps += 1
+        if self._steps.bit_count() != 1:
+            return
+        for key, value in chain.from_iterable(unsaved(name, module) for name, module in self._modules.items()):
+            if self._first.setdefault(key, value) != value and key not in self._told:
+                self._told.add(key)
+                logger.warning(
+                    "%s: it changes in the training and is in no checkpoint, so after a resume it begins anew; keep it "
+                    "in a buffer, or give its module get_extra_state and set_extra_state",
+                    key,
+                )
 
 
 def _inside(values: Iterable[Any], depth: int) -> Iterator[Any]:
