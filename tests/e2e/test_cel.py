@@ -16,10 +16,10 @@ def ids(judged: Judged) -> str:
 
 
 def answered(cluster: LiveCluster, namespace: str, manifest: dict[str, Any]) -> str:
-    """What the API server says to the manifest: an error, or nothing."""
+    """Return what the API server says to the manifest: an error, or nothing. `kubectl apply` would leave out nulls."""
     metadata = {"name": manifest["metadata"]["name"], "namespace": namespace}
     document = json.dumps({**manifest, "metadata": metadata})
-    return cluster.refusal("apply", "--dry-run=server", "-f", "-", stdin=document)
+    return cluster.refusal("create", "--dry-run=server", "-f", "-", stdin=document)
 
 
 @pytest.mark.parametrize("judged", RUNS, ids=ids)

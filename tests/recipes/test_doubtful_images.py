@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piton_trainer.data.image.image_files import Form
+from piton_trainer.data.image.image_files import Files, Form
 from piton_trainer.data.image.pictures import from_file
 from piton_trainer.data.image.record_writer import Picture
 from piton_trainer.data.image.sources import open_source
@@ -286,6 +286,44 @@ def test_a_shard_of_any_blocking_factor_is_read_and_much_padding_is_said(
     assert len(told) == (zeros >= 22 * 512)
     assert blocking == 64 or bool(told) == (blocking > 20)
     assert all(message.startswith(f"{shard} ends in ") for message in told)
+
+
+def linked_shard(path: Path, links: dict[str, str], option: str) -> Path:
+    """Write two images with their labels, and links, as `tar` writes what `ln` has made."""
+    folder = path.with_suffix("")
+    (folder / "sub").mkdir(parents=True)
+    for number in (0, 1):
+        (folder / f"{number}.png").write_bytes(png(50 * number))
+        (folder / f"{number}.cls").write_bytes(b"%d" % number)
+    for name, target in links.items():
+        make = [] if option == "hard" else ["-s"]
+        subprocess.run(["ln", *make, target, name], cwd=folder, check=True)
+    subprocess.run(["tar", "-cf", str(path), "-C", str(folder), "0.cls", "0.png", "1.cls", "1.png", *links], check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("option", "links"),
+    [
+        ("hard", {"2.png": "1.png", "2.cls": "0.cls"}),
+        ("soft", {"2.png": "1.png", "2.cls": "0.cls"}),
+        ("soft", {"sub/2.png": "../1.png", "sub/2.cls": "../0.cls"}),
+        ("soft", {"1b.png": "1.png", "2.png": "1b.png", "2.cls": "./0.cls", "1b.cls": "1.cls"}),
+    ],
+)
+def test_a_link_in_a_shard_is_the_file_before_it(tmp_path: Path, option: str, links: dict[str, str]) -> None:
+    """`tar` writes files with one content, as `jdupes` leaves them, as links."""
+    source = open_source(str(linked_shard(tmp_path / "x.tar", links, option)), FORM)
+    assert isinstance(source, Files)
+    found = {(file.label, int(np.asarray(Image.open(io.BytesIO(file.read()))).max())) for file in source.files}
+    assert len(source) == 2 + len(links) // 2
+    assert (0, 50) in found
+
+
+def test_a_link_to_what_is_not_in_the_shard_is_refused_by_its_name_or_skipped(tmp_path: Path) -> None:
+    shard = linked_shard(tmp_path / "x.tar", {"2.png": "/elsewhere/2.png", "2.cls": "0.cls"}, "soft")
+    with pytest.raises(BadConfig, match=r"x\.tar/2\.png is a link to no file before it in the shard; write the shard"):
+        open_source(str(shard), FORM)
 
 
 def test_shards_without_images_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -150,6 +150,8 @@ def test_all_negatives_are_taken_and_what_is_not_read_may_be_anything(
         ("corpus.jsonl", '{"_id":"b","_id":"c","text":"t"}', "line 2: field _id: stands twice"),
         ("corpus.jsonl", '{"_id":"b","title":"s","title":"r","text":"t"}', "line 2: field title: stands twice"),
         ("queries.jsonl", '{"_id":"q2","text":"t","text":"s"}', "line 2: field text: stands twice"),
+        ("queries.jsonl", '{"_id":"q2","text":" "}', "line 2: field text: it is empty"),
+        ("corpus.jsonl", '{"_id":"b","title":["s"],"text":"t"}', "line 2: field title: has to be a text or a number"),
         ("qrels/test.tsv", "q1\tb\t99999999999999999999", "line 3: 99999999999999999999 is too large a number"),
         ("qrels/test.tsv", f"q1\tb\t{'9' * 5000}", "line 3: 9999999999999999999999999 is too large a number"),
         ("qrels/test.tsv", "q1\tb\t-99999999999999999999", "line 3: -99999999999999999999 is too large a number"),

@@ -101,7 +101,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
 def test_a_bucket_that_stays_away_costs_no_training_and_is_said_once(
     tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=0.2, behind=0.0))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=3, behind=0.0))
     proxy.fail(times=10_000)
     with StatusServer() as status:
         ran = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=1, server=Server(url=status.url))
@@ -119,7 +119,7 @@ def test_a_run_whose_last_checkpoint_is_not_in_the_bucket_is_not_finished_and_th
     tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents, monkeypatch: pytest.MonkeyPatch, undisturbed: str
 ) -> None:
     """On two ranks: neither says that the run is finished."""
-    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=0.2))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, stop=0.2))  # once it is refused
     directory, logs = tmp_path / "checkpoints", [tmp_path / "0", tmp_path / "1"]
     for log in logs:
         log.touch()

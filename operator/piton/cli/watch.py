@@ -65,8 +65,9 @@ class Printer:
         with self._changed:
             self._waiting.append(write)
             if not self._is_printing:
-                self._is_printing = True
-                threading.Thread(target=self._print_all, name="printer", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # the machine has no thread left: the next line tries again
+                    threading.Thread(target=self._print_all, name="printer", daemon=True).start()
+                    self._is_printing = True
 
     def finish(self) -> None:
         """Wait until all is written, however long the terminal stands still."""

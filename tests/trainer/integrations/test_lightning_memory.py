@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torchmetrics import wrappers
 
 from piton_trainer.integrations import lightning_values
@@ -258,6 +258,28 @@ def test_generators_of_a_callback_go_on_from_where_they_were(tmp_path: Path) -> 
     whole = pl.train(tmp_path / "whole", callbacks=[Noise()])
     assert pl.train(tmp_path / "parts", callbacks=[Noise()], at={7: ends.terminate}).code == 143
     resumed = pl.train(tmp_path / "parts", callbacks=[Noise()])
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
+
+
+class Patient(EarlyStopping):  # type: ignore[misc]
+    """It is one of Lightning's, and scales the weights by a count of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("train_loss", patience=99, check_on_train_epoch_end=True, strict=False)
+        self.batches, self.seen = 0, [0.0]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.batches += 1
+        self.seen.append(self.batches / 7)
+        with torch.no_grad():
+            next(pl_module.parameters()).mul_(1 + sum(self.seen) / 1000)
+
+
+@resume.exact("Lightning: attributes of a callback that inherits from one of Lightning's")
+def test_what_a_subclass_of_a_callback_of_lightning_keeps_comes_back(tmp_path: Path) -> None:
+    whole = pl.train(tmp_path / "whole", callbacks=[Patient()])
+    assert pl.train(tmp_path / "parts", callbacks=[Patient()], at={7: ends.terminate}).code == 143
+    resumed = pl.train(tmp_path / "parts", callbacks=[Patient()])
     assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
 
 

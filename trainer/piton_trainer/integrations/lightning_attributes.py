@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from piton_trainer.integrations.lightning_values import Unseen, pack
-from piton_trainer.integrations.own_parts import place_of, sample_of
+from piton_trainer.integrations.own_parts import names_in_code, place_of, sample_of
 from piton_trainer.state.built_parts import outline
 
+OF_LIGHTNING = ("lightning.", "pytorch_lightning.", "piton_trainer.")
+"""Packages whose classes are no user's."""
 _OF_A_STEP = 2**10
 """Numbers of a tensor with a graph, as an attribute: a larger one is what a layer has computed, not what it keeps."""
 
@@ -43,7 +45,7 @@ def _hidden(part: Any) -> frozenset[str]:
         return _names(Metric).union(part._defaults)  # noqa: SLF001 - they are saved as the metric's states
     bases = (MetricCollection, LightningModule, LightningDataModule, nn.Module)
     base = next((base for base in bases if isinstance(part, base)), None)
-    return frozenset() if base is None else _names(base)
+    return names_in_code(type(part), OF_LIGHTNING) if base is None else _names(base)
 
 
 _NAMES: dict[type, frozenset[str]] = {}

@@ -18,10 +18,11 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from piton_trainer.integrations.lightning_attributes import (
+    OF_LIGHTNING,
     attributes,
     large_tensors,
     own_attributes,
@@ -38,8 +39,7 @@ from piton_trainer.state.sketches import sketch
 
 logger = logging.getLogger(__name__)
 
-_OF_LIGHTNING = ("lightning.", "pytorch_lightning.", "piton_trainer.")
-_OF_OTHERS = (*_OF_LIGHTNING, "torch.utils.data.")
+_OF_OTHERS = (*OF_LIGHTNING, "torch.utils.data.")
 """Packages with objects that change as they like, such as loaders."""
 _MARKS, _STEADY = "<marks>", "<steady>"
 """Keys beside those of attributes: marks, and what goes on changing beside them (see `marks`)."""
@@ -183,7 +183,8 @@ class OwnAttributes:
             yield "datamodule", self._trainer.datamodule
         for name, callback in numbered(self._trainer.callbacks):
             kind = type(callback)
-            if kind.state_dict is Callback.state_dict and not kind.__module__.startswith(_OF_LIGHTNING):
+            is_of_user = not kind.__module__.startswith(OF_LIGHTNING)
+            if is_of_user and kind.state_dict.__module__.startswith(OF_LIGHTNING):
                 yield name, callback
 
     def _objects(self) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,10 @@
 """Parts of a training that are a user's own, such as callbacks: their names, and what their tensors hold."""
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +21,15 @@ def numbered(parts: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         name = type(part).__name__
         counts[name] += 1
         yield name if counts[name] == 1 else f"{name}.{counts[name]}", part
+
+
+@cache
+def names_in_code(kind: type, packages: tuple[str, ...]) -> frozenset[str]:
+    """Return the names in the code of a class's bases from these packages: such attributes are none of the user's."""
+    bases = (base for base in kind.__mro__ if base.__module__.startswith(packages))
+    members = (inspect.unwrap(member) for base in bases for member in vars(base).values() if callable(member))
+    codes = (member.__code__ for member in members if hasattr(member, "__code__"))
+    return frozenset(name for code in codes for name in code.co_names)
 
 
 def place_of(value: Any) -> int | None:

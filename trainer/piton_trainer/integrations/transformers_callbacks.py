@@ -5,25 +5,31 @@ transformers brings callbacks back that are ExportableState. Besides these, one 
 also in those of a Trainer of the user's own class, is told of at a save.
 """
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.trainer_callback import ExportableState
 
 from piton_trainer.checkpoint.format import codec
-from piton_trainer.integrations.own_parts import SAMPLE, numbered, place_of, sample_of
+from piton_trainer.integrations.own_parts import SAMPLE, names_in_code, numbered, place_of, sample_of
 from piton_trainer.state.module_attributes import unsaved
 from piton_trainer.state.own_generators import OwnGenerators, is_generator
 from piton_trainer.state.sketches import sketch
 
 logger = logging.getLogger(__name__)
 
-_OF_FRAMEWORKS = ("transformers.", "piton_trainer.")
+_OF_FRAMEWORKS = (
+    "transformers.",
+    "sentence_transformers.",
+    "setfit.",
+    "trl.",
+    "peft.",
+    "accelerate.",
+    "piton_trainer.",
+)
 _TRAINER, _GENERATORS = "trainer", "<generators>"
 """Name of the Trainer beside those of callbacks, and key of the generators beside their states."""
 
@@ -110,7 +116,7 @@ class OwnCallbacks:
             if item is not self._trainer and (_has_state(item) or isinstance(item, ExportableState)):
                 continue
             kind: Any = type(item)
-            hidden = _names_in(kind)
+            hidden = names_in_code(kind, _OF_FRAMEWORKS)
             for key, value in list(vars(item).items()):
                 if key in hidden or f"{name}.{key}" in self._told:
                     continue
@@ -120,15 +126,6 @@ class OwnCallbacks:
                     found = [sample_of(tensor) for tensor in own[:SAMPLE]] if tensors else sketch(value)
                     if found:
                         yield f"{name}.{key}", found
-
-
-@cache
-def _names_in(kind: type) -> frozenset[str]:
-    """Return the names in the code of transformers' own bases of a class: its attributes are none of the user's."""
-    bases = (base for base in kind.__mro__ if base.__module__.startswith(_OF_FRAMEWORKS))
-    members = (inspect.unwrap(member) for base in bases for member in vars(base).values() if callable(member))
-    codes = (member.__code__ for member in members if hasattr(member, "__code__"))
-    return frozenset(name for code in codes for name in code.co_names)
 
 
 def _has_state(item: Any) -> bool:

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from piton_trainer.state.sketches import sketch
 
-_OF_FRAMEWORKS = ("torch.", "torchmetrics.", "transformers.", "accelerate.", "peft.", "piton_trainer.")
+_OF_FRAMEWORKS = (
+    "torch.",
+    "torchmetrics.",
+    "torchvision.",
+    "timm.",
+    "transformers.",
+    "sentence_transformers.",
+    "accelerate.",
+    "peft.",
+    "piton_trainer.",
+)
 """Packages whose modules make what they keep by themselves."""
 
 

@@ -6,9 +6,10 @@ follows. Here the members have to end where a tar file ends: at a block of zeros
 
 import logging
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
-from posixpath import normpath
+from posixpath import dirname, join, normpath
 
 from piton_trainer.data.folders import HIDDEN, LeftOut, is_hidden, printable
 from piton_trainer.data.image.image_files import IMAGES, ImageFile, number_of_class
@@ -18,6 +19,7 @@ from piton_trainer.errors import BadConfig
 SHARD = ".tar"
 LABEL = ".cls"
 """Beside an image in a shard: its class, as a number."""
+_FOLLOW = "write the shard with the files themselves (tar --dereference --hard-dereference)"
 _PIECE = 1 << 20
 _USUAL_BLOCKING = 20
 _OTHER_BLOCKINGS = tuple(1 << power for power in range(5, 14))
@@ -47,6 +49,9 @@ def read_shard(shard: Path, left_out: LeftOut, skips: Skips) -> list[ImageFile]:
             raise BadConfig(
                 f"trainer.config.data: {_named(shard, member.name)} stands twice in its shard{other}; leave one out"
             )
+        elif not member.isreg():
+            told = "is a link to no file before it in the shard" if member.linkname else "is no file"
+            skips.add(_skip(shard, member.name, f"it {told}"), f"{_named(shard, member.name)} {told}; {_FOLLOW}")
         elif known is labels:
             labels[stem] = _label(shard, member.name, read(), skips)
         else:
@@ -89,11 +94,13 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]
     name = printable(shard)
     try:
         with tarfile.open(shard, "r:") as tar:
-            is_empty = True
+            is_empty, files = True, dict[str, tarfile.TarInfo]()
             for member in tar:
                 is_empty = False
-                if not member.isdir():
-                    yield member, _reader(shard, member)
+                found = _followed(member, files)
+                files[normpath(member.name)] = found
+                if not found.isdir():
+                    yield found, _reader(shard, found)
             end = tar.offset
     except tarfile.TarError as error:
         raise BadConfig(f"trainer.config.data: {name} is no plain tar file, or is damaged: {error}") from error
@@ -102,6 +109,18 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]
     told = _trouble_at_the_end(shard, end)
     if told or is_empty:
         raise BadConfig(f"trainer.config.data: {name} {told or 'is a tar file without files; write it anew'}")
+
+
+def _followed(member: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+    """Return a member; for a link to one before it, as `tar` writes files with one content, that one by its name."""
+    if not (member.islnk() or member.issym()):
+        return member
+    target = member.linkname if member.islnk() else join(dirname(member.name), member.linkname)
+    if (found := files.get(normpath(target))) is None:
+        return member
+    found = copy(found)
+    found.name = member.name
+    return found
 
 
 def _trouble_at_the_end(shard: Path, end: int) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from piton.contract import InputError
 from piton_trainer.data.numbers import whole_number
-from piton_trainer.data.retrieval.json_lines import id_of, json_object, lossless, parsed, text_of, value_of
+from piton_trainer.data.retrieval.json_lines import id_of, json_object, parsed, text_of, value_of
 from piton_trainer.data.skipped import NO_SKIPS, Contradiction, Skips
 from piton_trainer.errors import BadConfig
 
@@ -94,12 +94,15 @@ def _texts(source: str, parse: Callable[[str], tuple[str, str]], skips: Skips) -
 
 def _query(line: str) -> tuple[str, str]:
     fields = json_object(line)
-    return id_of(fields, "_id"), text_of(fields, "text")
+    text = text_of(fields, "text")
+    if not text.strip():
+        raise InputError("field text: it is empty, and a query needs a text")
+    return id_of(fields, "_id"), text
 
 
 def _document(line: str) -> tuple[str, str]:
     fields = json_object(line)
-    title = lossless(str(value_of(fields, "title") or ""), "title")
+    title = "" if value_of(fields, "title") in (None, "") else id_of(fields, "title")
     return id_of(fields, "_id"), f"{title} {text_of(fields, 'text')}".strip()
 
 
