@@ -65,6 +65,11 @@ class Failures:
         """Return the number of effects and reads that fail or are refused, with a status that cannot be written."""
         return len(self._found) + len(self._refused) + len(self._unread) + (self._status_since is not None)
 
+    @property
+    def is_over(self) -> bool:
+        """True if nothing is remembered that a later pass has to know."""
+        return not (len(self) or self._done or self.seconds_to_reword())
+
     def note(self, name: str, why: str) -> None:
         """Remember that the effect failed, with the newest words."""
         self._found.setdefault(name, _Failure(since=self._clock.now(), why=why)).why = why
@@ -166,7 +171,8 @@ class Failures:
     def seconds_to_reword(self) -> float:
         """Return the seconds until the status may be written again for its words alone."""
         at = self._reworded_at
-        return 0.0 if at is None else max(0.0, REWORD_SECONDS - self._seconds_since(at))
+        since = None if at is None else self._seconds_since(at)
+        return 0.0 if since is None or since < 0 else max(0.0, REWORD_SECONDS - since)
 
     def note_read(self, name: str, why: str) -> bool:
         """Remember that this could not be read. True if that has lasted: then it is unknown."""

@@ -124,14 +124,17 @@ def in_phase(
 
 
 def without_words(status: StatusT) -> StatusT:
-    """Return the status with neither reasons nor messages in the conditions that say what an attempt waits for."""
+    """Return the status with neither reasons nor messages in the conditions that say what an attempt waits for.
+
+    Nor with what grows by itself, since it is counted up to each write.
+    """
     conditions = tuple(
         condition.model_copy(update={"reason": Reason.NOT_YET, "message": ""})
         if condition.type in (TRAINING, WAITING)
         else condition
         for condition in status.conditions
     )
-    return status.model_copy(update={"conditions": conditions})
+    return status.without_growth().model_copy(update={"conditions": conditions})
 
 
 def with_waiting(status: StatusT, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:

@@ -7,7 +7,7 @@ unknown word may affect the next decision, or a field has another type, `unreada
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
@@ -298,6 +298,13 @@ class RunStatus(Conditioned):
     def stage(self, name: Stage) -> StageStatus:
         """Return the status of a stage, even if it has not begun."""
         return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
+
+    def without_growth(self) -> Self:
+        """Return the status without what the run has cost until now: records of the attempts and the clock give it."""
+        if self.cost is None:
+            return self
+        cost = self.cost.model_copy(update={"spent": "0.00", "wasted": "0.00", "time": None})
+        return self.model_copy(update={"cost": cost})
 
     def _unreadable_parts(self) -> Iterator[str]:
         yield from super()._unreadable_parts()

@@ -136,6 +136,10 @@ class Conditioned(Answer):
         others = self._raw.get("conditions", [])
         return {**wire, **self._raw, "conditions": [*wire["conditions"], *others]}
 
+    def without_growth(self) -> Self:
+        """Return the status without the sums that grow with the clock alone, as of the write."""
+        return self
+
     @property
     def unreadable(self) -> str | None:
         """First part that this version must interpret and cannot, as a message; None if it may act on the status."""

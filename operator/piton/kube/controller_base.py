@@ -69,7 +69,7 @@ class Worker(ABC):
         self._waits = QuotaWaits(self.queue)
         self._errors = OperatorErrors(client, clock, self.resource)
         self._failures: dict[Key, Failures] = {}
-        """Of objects with an effect or a read that fails now."""
+        """Of objects with an effect or a read that fails now, or of which a pass has to know what the last one did."""
         self._doubtful: set[Key] = set()
         """Objects whose last pass failed, perhaps because the cache was behind."""
         meter.watch_queue(self.kind, self.queue.__len__)
@@ -170,7 +170,7 @@ class Worker(ABC):
             self._doubtful.discard(key)
             self.queue.forget(key)
         finally:
-            if key in self._failures and not self._failures[key]:
+            if key in self._failures and self._failures[key].is_over:
                 del self._failures[key]
             self._waits.pass_ended(key, failed=failed)
             del self._busy_since[key]
