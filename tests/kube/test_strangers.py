@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from piton.api.conditions import OPERATOR_ERROR
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract import names
@@ -32,6 +33,17 @@ async def test_a_foreign_job_of_our_name_is_left_alone_and_its_number_skipped(pi
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert [a.reason for a in status.attempts] == [Reason.NAME_TAKEN, Reason.FINISHED]
     assert pilot.server.find(JOBS, "ragcun-1", "team") == before
+
+
+@pytest.mark.parametrize("specs", [{"Master": {}}, {"Master": {"template": {}}}, {"Master": None}, None])
+async def test_a_foreign_job_of_our_name_may_have_any_shape(pilot: Pilot, specs: Body | None) -> None:
+    job = _foreign("PyTorchJob", "ragcun-1")
+    await pilot.server.put(JOBS, {**job, "spec": {"pytorchReplicaSpecs": specs}})
+    await pilot.cluster.apply(a_manifest())
+    await pilot.settle()
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert status.attempts[0].reason is Reason.NAME_TAKEN
+    assert status.condition(OPERATOR_ERROR) is None
 
 
 async def test_a_foreign_job_that_appears_between_looking_and_creating_is_not_adopted(pilot: Pilot) -> None:

@@ -22,11 +22,15 @@ def stage_of(thing: Body) -> Stage:
 
 
 def evaluated_step(job: Body) -> int | None:
-    """Return the step of the checkpoint that the job names for an evaluation; None: it names none."""
+    """Return the step of the checkpoint that the job names for an evaluation; None: it names none.
+
+    A stranger's job may have any shape.
+    """
     for spec in ((job.get("spec") or {}).get("pytorchReplicaSpecs") or {}).values():
-        for container in spec["template"]["spec"].get("containers") or ():
+        pod = ((spec or {}).get("template") or {}).get("spec") or {}
+        for container in pod.get("containers") or ():
             for variable in container.get("env") or ():
-                if variable["name"] == names.ENV_CHECKPOINT:
+                if variable.get("name") == names.ENV_CHECKPOINT:
                     return names.parse_step_folder(PurePosixPath(variable.get("value") or "").name)
     return None
 
@@ -60,7 +64,7 @@ def by_its_trainers(state: JobState, replicas: Sequence[ReplicaSeen], *, is_comp
 def expected_replicas(job: Body) -> int:
     """Return how many pods the job is to have."""
     specs = (job.get("spec") or {}).get("pytorchReplicaSpecs") or {}
-    return sum(int(spec.get("replicas") or 1) for spec in specs.values())
+    return sum(int((spec or {}).get("replicas") or 1) for spec in specs.values())
 
 
 def kept_job(job: Mapping[str, Any], pods: Sequence[LeavingPod]) -> list[LeavingPod]:
