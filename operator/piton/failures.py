@@ -103,7 +103,7 @@ class Failures:
 
     def is_refused(self, name: str) -> bool:
         """True if an optional effect was refused, and it is too early for a retry."""
-        return name in self._refused and self._seconds_since(self._refused[name].try_at) < 0
+        return name in self._refused and self._seconds_until(self._refused[name].try_at) > 0
 
     def why(self, name: str) -> str:
         """Return the words of the failure; empty: it has not failed."""
@@ -119,7 +119,7 @@ class Failures:
 
     def seconds_left(self) -> float | None:
         """Return the seconds until what failed is tried again; None: nothing did."""
-        return None if self._try_at is None else max(0.0, -self._seconds_since(self._try_at))
+        return None if self._try_at is None else self._seconds_until(self._try_at)
 
     def end_pass(self, undone: Collection[str], *, failed: bool, is_away: bool) -> None:
         """Forget what is not asked for any more, and arrange the next try if something failed in this pass."""
@@ -195,6 +195,11 @@ class Failures:
         """True if nothing could be decided for so long that people have to hear of it."""
         failure = self._unread.get(_LOOK)
         return failure is not None and self._seconds_since(failure.since) >= LASTING_SECONDS
+
+    def _seconds_until(self, time: datetime) -> float:
+        """Return the seconds left of a back-off; none if more are left than it ever lasts, since the clock was set."""
+        left = -self._seconds_since(time)
+        return left if 0 < left <= BACKOFF_SECONDS_MAX else 0.0
 
     def _seconds_since(self, time: datetime) -> float:
         return (self._clock.now() - time).total_seconds()

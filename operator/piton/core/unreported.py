@@ -146,7 +146,8 @@ def _has_run_unseen(record: AttemptStatus) -> bool:
 
 
 def _lasted(record: AttemptStatus, since: datetime) -> bool:
-    return record.ended_time is None or record.ended_time - since > _SAVES_WITHIN
+    """True if it ended more than a minute after that, or that long before: then a clock was set, and nobody knows."""
+    return record.ended_time is None or abs(record.ended_time - since) > _SAVES_WITHIN
 
 
 def _has_never_begun(replica: ReplicaSeen) -> bool:
