@@ -5,7 +5,7 @@ And it writes no status each second for words that alternate.
 
 import pytest
 
-from piton.api.conditions import in_phase
+from piton.api.conditions import OPERATOR_ERROR, in_phase, with_trouble
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus
 from piton.api.status_base import Phase
@@ -130,6 +130,24 @@ async def test_two_causes_that_alternate_are_written_each_ten_seconds_and_the_ne
     assert world.status == causes[1].status
     if other is Reason.IMAGE_PULL_FAILED:
         assert listening.said[-1] == "the autoscaler has no quota"
+
+
+async def test_what_cannot_be_read_is_quoted_each_ten_seconds_whatever_it_says() -> None:
+    """Two servers behind one address, say, that fail in words of their own: no Event and no write in each pass."""
+    clock, world, listening = FakeClock(), FakeWorld(), Listening()
+    failures = Failures(clock)
+
+    def blind(why: str) -> Decision:
+        status = with_trouble(
+            world.status, OPERATOR_ERROR, Reason.CLUSTER_UNREADABLE, why, now=clock.now(), generation=1
+        )
+        return Decision(rule="x", status=status, announcements=(Announcement(reason=Reason.REFUSED, message=why),))
+
+    for second in range(100):
+        await run_pass(world, listening, rules(blind(("no leader", "no endpoints")[second % 2])), failures)
+        clock.advance(1)
+    assert 9 <= len(world.written) <= 12
+    assert len(listening.said) == len(world.written)
 
 
 async def test_what_is_more_than_words_is_written_at_once() -> None:

@@ -124,13 +124,13 @@ def in_phase(
 
 
 def without_words(status: StatusT) -> StatusT:
-    """Return the status with neither reasons nor messages in the conditions that say what an attempt waits for.
+    """Return the status with neither reasons nor messages in the conditions that quote what the cluster says.
 
     Nor with what grows by itself, since it is counted up to each write.
     """
     conditions = tuple(
         condition.model_copy(update={"reason": Reason.NOT_YET, "message": ""})
-        if condition.type in (TRAINING, WAITING)
+        if condition.type in (TRAINING, WAITING, OPERATOR_ERROR)
         else condition
         for condition in status.conditions
     )
