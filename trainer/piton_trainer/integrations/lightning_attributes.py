@@ -45,7 +45,8 @@ def _hidden(part: Any) -> frozenset[str]:
         return _names(Metric).union(part._defaults)  # noqa: SLF001 - they are saved as the metric's states
     bases = (MetricCollection, LightningModule, LightningDataModule, nn.Module)
     base = next((base for base in bases if isinstance(part, base)), None)
-    return names_in_code(type(part), OF_LIGHTNING) if base is None else _names(base)
+    kind: Any = type(part)
+    return names_in_code(kind, OF_LIGHTNING) if base is None else _names(base)
 
 
 _NAMES: dict[type, frozenset[str]] = {}
