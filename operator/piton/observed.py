@@ -237,11 +237,9 @@ class AttemptSeen:
     @property
     def over(self) -> bool:
         """True if nothing of it is left that could run: its replicas ended, and no more will be made."""
-        if not all(r.ended for r in self.replicas):
-            return False
-        if self.job is JobState.ACTIVE and not self.deleting:
-            return bool(self.replicas) and len(self.replicas) >= self.expected_replicas
-        return True
+        may_grow = self.job is JobState.ACTIVE and not self.deleting
+        is_whole = bool(self.replicas) and len(self.replicas) >= self.expected_replicas
+        return all(r.ended for r in self.replicas) and (is_whole or not may_grow)
 
     @property
     def lingers(self) -> bool:

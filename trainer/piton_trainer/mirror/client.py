@@ -242,7 +242,7 @@ class MirrorClient:
         has = "no checkpoint" if self._mirrored is None else f"step {self._mirrored}"
         waited = self._clock.monotonic() - self._moved_at
         why = f"nothing has moved for {format_duration(waited)}" if waited >= self._finish_seconds else "it cannot be"
-        last = f". Said last: {self._logged[-1]}" if self._logged else ""
+        last = f". Said last: {told}" if (told := self._state.trouble or "".join(self._logged[-1:])) else ""
         return (
             f"the training is done at step {self._wanted}, which is on the volume but not in {self.place}: {why}. "
             f"There is {has}; another attempt makes up for what is missing{last}"

@@ -114,7 +114,7 @@ class _Look:
 
 
 class _Attributes:
-    """What the modules keep in attributes, at the steps 1, 2, 4, 8, … of optimizers."""
+    """Tells of attributes of the modules that change, at the steps 1, 2, 4, 8, … of optimizers."""
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self._modules = {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
