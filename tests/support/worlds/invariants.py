@@ -4,6 +4,7 @@ from fractions import Fraction
 
 from hypothesis.stateful import invariant
 
+from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import ORDER, wanted
 from piton.api.status import AttemptState
@@ -95,7 +96,12 @@ class Invariants(OneRun):
                 + self.devices_lost
                 + self.half_gangs
                 + len(self.world.failed_starts)
+                + self._stopped_by_a_limit_that_a_slow_clock_has_not_reached()
             )
+
+    def _stopped_by_a_limit_that_a_slow_clock_has_not_reached(self) -> int:
+        early = [attempt for attempt in self.world.status.attempts if attempt.reason is Reason.STOPPED_EARLY]
+        return len(early) if self.slowest else 0
 
     @invariant()
     def what_is_spent_never_falls_and_no_second_is_paid_twice(self) -> None:
