@@ -121,7 +121,7 @@ PRESUBMIT = Suite(
         _beside("system", "make e2e PART=system", warm=3, after="check"),
         _beside("loops", "make fuzz-loops LOOPS=50 SEED=0", warm=3, after="system", is_one_case=True),
         _beside("data", "make fuzz-data N=100 SEED=0", warm=1, after="loops", is_one_case=True),
-        # It takes the place of the stories, which have ended by then.
+        # The stories on the cluster have ended by then, so a core is free.
         _beside("kills", "make test-crash KILLS=20", warm=12, after="test", is_one_case=True),
     ),
 )

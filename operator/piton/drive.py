@@ -193,7 +193,10 @@ async def run_pass(
 def _hold_words(
     observed: HasStatus, decision: AnyDecision[EffectT, StatusT], failures: Failures
 ) -> AnyDecision[EffectT, StatusT]:
-    """Return the decision; one that only gives other reasons for what was so before does nothing until it is time."""
+    """Return the decision. One that only rewords the status does nothing until ten seconds after the last such write.
+
+    The scheduler and the autoscaler may name different causes for one pod, in turn and every second.
+    """
     before, after = observed.status, decision.status
     acts = decision.effects or decision.optional_effects
     if acts or before == after or without_words(before) != without_words(after):

@@ -124,9 +124,9 @@ def in_phase(
 
 
 def without_words(status: StatusT) -> StatusT:
-    """Return the status with neither reasons nor messages in the conditions that quote what the cluster says.
+    """Return the status for a comparison: without the reasons and messages that quote the cluster, and without costs.
 
-    Nor with what grows by itself, since it is counted up to each write.
+    Costs grow with the clock alone, and each write counts them anew.
     """
     conditions = tuple(
         condition.model_copy(update={"reason": Reason.NOT_YET, "message": ""})

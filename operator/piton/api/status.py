@@ -300,7 +300,7 @@ class RunStatus(Conditioned):
         return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
 
     def without_growth(self) -> Self:
-        """Return the status without what the run has cost until now: records of the attempts and the clock give it."""
+        """Return the status without the costs so far, which follow from the attempts and the clock."""
         if self.cost is None:
             return self
         cost = self.cost.model_copy(update={"spent": "0.00", "wasted": "0.00", "time": None})

@@ -137,7 +137,7 @@ class Conditioned(Answer):
         return {**wire, **self._raw, "conditions": [*wire["conditions"], *others]}
 
     def without_growth(self) -> Self:
-        """Return the status without the sums that grow with the clock alone, as of the write."""
+        """Return the status without the sums that grow with the clock alone."""
         return self
 
     @property

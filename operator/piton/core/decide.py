@@ -24,7 +24,7 @@ from piton.core import (
     attempt_rules,
     attempt_start,
     cleanup,
-    own_times,
+    future_times,
     quota_rules,
     report_conditions,
     retries,
@@ -51,7 +51,7 @@ UNREADABLE = "unreadable"
 
 def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -> Decision:
     """The effects, the status and the announcements that this moment asks for."""
-    observed = replace(observed, status=own_times.with_times_passed(observed.status, now=now))
+    observed = replace(observed, status=future_times.without_future_times(observed.status, now=now))
     context = Context(observed=observed, now=now, timing=timing or Timing())
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule == UNREADABLE:

@@ -79,9 +79,9 @@ def with_trained(status: RunStatus, complete: Complete | None, termination: Term
 
 
 def with_evaluated_checkpoint(status: RunStatus, step: int | None, *, is_best: bool) -> RunStatus:
-    """Return the status with the step that an evaluation was told: all that is left of a result that was lost.
+    """Return the status with a result that has the step of the evaluated checkpoint, if the result was lost.
 
-    It is that of the best checkpoint where best ones are kept, else the final one.
+    With `is_best` it is the best checkpoint, otherwise the final one. A result that is there stays.
     """
     if status.result is not None:
         return status

@@ -62,7 +62,7 @@ def has_no_sandbox(evidence: Evidence) -> Judgement | None:
 
 
 def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
-    """Write down what the current attempt runs, once a replica has run, and that the cluster has kept one from it."""
+    """Note the program of the current attempt once a replica has run, and that the cluster kept one from starting."""
     status = programs.remember(status, seen)
     record = status.current
     if record is None or record.start_trouble or seen is None:
@@ -77,7 +77,7 @@ def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
 def proven(status: RunStatus) -> Proven:
     """Return the parts of the current attempt's containers that are proven to be right.
 
-    Trouble of the cluster proves no image; but then the registry's word that it does not exist is not believed.
+    After trouble of the cluster the image counts as right: a registry that comes back may say that it does not exist.
     """
     is_in_trouble = status.current is not None and status.current.start_trouble is True
     return Proven(image=programs.image_has_run(status) or is_in_trouble, program=programs.program_has_run(status))

@@ -146,7 +146,7 @@ def _has_run_unseen(record: AttemptStatus) -> bool:
 
 
 def _lasted(record: AttemptStatus, since: datetime) -> bool:
-    """True if it ended more than a minute after that, or that long before: then a clock was set, and nobody knows."""
+    """True if the attempt ended over a minute after `since`, or as long before it, because then a clock was set."""
     return record.ended_time is None or abs(record.ended_time - since) > _SAVES_WITHIN
 
 

@@ -22,9 +22,9 @@ def stage_of(thing: Body) -> Stage:
 
 
 def evaluated_step(job: Body) -> int | None:
-    """Return the step of the checkpoint that the job names for an evaluation; None: it names none.
+    """Return the step of the checkpoint that the job evaluates; None if its containers name none.
 
-    A stranger's job may have any shape.
+    A job that another client has created under this name may have any shape.
     """
     for spec in ((job.get("spec") or {}).get("pytorchReplicaSpecs") or {}).values():
         pod = ((spec or {}).get("template") or {}).get("spec") or {}

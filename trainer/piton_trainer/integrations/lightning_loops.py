@@ -6,7 +6,6 @@ It has been tried with Lightning 2.6.6, and must not know sessions.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from lightning.pytorch.callbacks import (
@@ -37,18 +36,18 @@ class Loops:
         """The step at which training ends; None when nobody knows."""
         if not self._trainer.lightning_module.automatic_optimization or self._changes_accumulation:
             return None
-        total = self._of_other_lengths if self._reloads_every else self._trainer.estimated_stepping_batches
+        total = self._total_with_reloads if self._reloads_every else self._trainer.estimated_stepping_batches
         return int(total) if math.isfinite(total) and total >= 0 else None  # -1: data without a length
 
     @property
-    def _of_other_lengths(self) -> float:
-        """The same for a Trainer whose next loaders may have more or fewer batches than those that it has now."""
+    def _total_with_reloads(self) -> float:
+        """The step at which training ends if all later loaders have as many batches as the one of this epoch."""
         trainer, progress = self._trainer, self._fit.epoch_progress.current
         if trainer.max_epochs == -1 or not math.isfinite(trainer.num_training_batches):
             return float(trainer.estimated_stepping_batches)
-        steps_of = partial(_steps, accumulate=trainer.accumulate_grad_batches)
-        whole = steps_of(trainer.num_training_batches)
-        left = steps_of(trainer.num_training_batches - self._done) if self.is_mid_epoch else 0
+        batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+        whole = math.ceil(batches / accumulated)
+        left = math.ceil((batches - self._done) / accumulated) if self.is_mid_epoch else 0
         total = trainer.global_step + left + whole * (trainer.max_epochs - int(progress.ready))
         return float(total if trainer.max_steps == -1 else min(total, trainer.max_steps))
 
@@ -226,10 +225,6 @@ class Loops:
     def loaders(self) -> list[Any]:
         """The loaders that the loop has its data from."""
         return list(self._fit._combined_loader.flattened)  # noqa: SLF001
-
-
-def _steps(batches: float, *, accumulate: int) -> int:
-    return math.ceil(batches / accumulate)
 
 
 class Finders:

@@ -15,21 +15,13 @@ from transformers.trainer_callback import ExportableState
 
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.integrations.own_parts import SAMPLE, names_in_code, numbered, place_of, sample_of
-from piton_trainer.state.module_attributes import unsaved
-from piton_trainer.state.own_generators import OwnGenerators, is_generator
+from piton_trainer.state.module_attributes import OF_HUGGING_FACE, attribute_sketches
+from piton_trainer.state.own_generators import OwnGenerators
 from piton_trainer.state.sketches import sketch
 
 logger = logging.getLogger(__name__)
 
-_OF_FRAMEWORKS = (
-    "transformers.",
-    "sentence_transformers.",
-    "setfit.",
-    "trl.",
-    "peft.",
-    "accelerate.",
-    "piton_trainer.",
-)
+_OF_FRAMEWORKS = (*OF_HUGGING_FACE, "setfit.", "trl.", "piton_trainer.")
 _TRAINER, _GENERATORS = "trainer", "<generators>"
 """Name of the Trainer beside those of callbacks, and key of the generators beside their states."""
 
@@ -71,14 +63,7 @@ class OwnCallbacks:
         self._begun = dict(self._objects())
 
     def _generators(self) -> OwnGenerators:
-        return OwnGenerators(
-            named={
-                f"{name}.{key}": value
-                for name, item in (*self._own(), (_TRAINER, self._trainer))
-                for key, value in vars(item).items()
-                if is_generator(value)
-            }
-        )
+        return OwnGenerators(owners={**dict(self._own()), _TRAINER: self._trainer})
 
     def _own(self) -> Iterator[tuple[str, Any]]:
         callbacks = self._trainer.callback_handler.callbacks
@@ -110,7 +95,7 @@ class OwnCallbacks:
     def _objects(self) -> Iterator[tuple[str, Any]]:
         """Yield a sample of each attribute that no checkpoint has."""
         known = set(map(place_of, self._trainer.model.state_dict().values()))
-        yield from unsaved("model", self._trainer.model)
+        yield from attribute_sketches("model", self._trainer.model)
         owners = [(f"callback {name}", item) for name, item in self._own()]
         for name, item in (*owners, (_TRAINER, self._trainer)):
             if item is not self._trainer and (_has_state(item) or isinstance(item, ExportableState)):

@@ -13,8 +13,6 @@ import math
 import threading
 import uuid
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import assert_never
 
 from piton.contract.assignment import MirrorPolicy
@@ -54,10 +52,6 @@ _REPORT_SECONDS = 10.0
 """Seconds between two progress reports while the trainer waits."""
 
 
-def _is_empty(directory: Path) -> bool:
-    return next(layout.committed(directory), None) is None
-
-
 def start() -> MirrorProcess:
     """Start a separate process."""
     return ChildProcess("piton_trainer.mirror.process")
@@ -84,16 +78,16 @@ class MirrorClient:
         self._clock = clock
         self._start = start
         self._report = report
-        speed = policy.megabytes_per_second
+        speed, directory = policy.megabytes_per_second, config.checkpoint_dir
         self._settings = MirrorSettings(
             place=place,
-            directory=config.checkpoint_dir,
+            directory=directory,
             attempt=config.attempt,
             owner=uuid.uuid4().hex,
             fence=Holder(attempt=fence.attempt, owner=fence.owner),
             run=config.uid,
             durable_step=config.durable_step,
-            is_empty=Retry(clock)(partial(_is_empty, config.checkpoint_dir), config.checkpoint_dir),
+            is_empty=Retry(clock)(lambda: next(layout.committed(directory), None) is None, directory),
             policy=config.assignment.save,
             objective=config.assignment.objective,
             tuning=tuning or Tuning(bytes_per_second=None if speed is None else speed * 1_000_000),
@@ -160,8 +154,10 @@ class MirrorClient:
         with self._changed:
             if self._wanted is None:
                 return None
-            seconds = self._clock.monotonic() - self._commits[0][1] if self._commits else 0.0
-            return Lag(steps=self._wanted - (self._mirrored or 0) if self._commits else 0, seconds=seconds)
+            if not self._commits:
+                return Lag(steps=0, seconds=0.0)
+            seconds = self._clock.monotonic() - self._commits[0][1]
+            return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds)
 
     def errors(self) -> dict[str, int]:
         """Return the number of failures in this attempt, by class."""
@@ -321,8 +317,9 @@ class MirrorClient:
 
     def _still_seconds(self) -> float | None:
         """Return the seconds for which an upload waits and nothing has moved; None if none waits."""
-        since = max(self._commits[0][1], self._moved_at) if self._commits else math.inf
-        return None if since == math.inf else self._clock.monotonic() - since
+        if not self._commits:
+            return None
+        return self._clock.monotonic() - max(self._commits[0][1], self._moved_at)
 
     def _note_progress(self) -> None:
         """Restart the time without progress."""

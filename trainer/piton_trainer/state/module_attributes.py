@@ -8,22 +8,16 @@ from torch import Tensor, nn
 
 from piton_trainer.state.sketches import sketch
 
-_OF_FRAMEWORKS = (
-    "torch.",
-    "torchmetrics.",
-    "torchvision.",
-    "timm.",
-    "transformers.",
-    "sentence_transformers.",
-    "accelerate.",
-    "peft.",
-    "piton_trainer.",
-)
+OF_HUGGING_FACE = ("transformers.", "sentence_transformers.", "accelerate.", "peft.")
+_OF_FRAMEWORKS = ("torch.", "torchmetrics.", "torchvision.", "timm.", *OF_HUGGING_FACE, "piton_trainer.")
 """Packages whose modules make what they keep by themselves."""
 
 
-def unsaved(name: str, root: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield sketches of what a user's own modules keep outside of their state, by names; not of what they compute."""
+def attribute_sketches(name: str, root: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the path and a sketch of each attribute and passing buffer of a user's own modules below `root`.
+
+    A tensor with a graph is left out, because a module computes it in each step.
+    """
     for path, module in root.named_modules():
         kind = type(module)
         if kind.__module__.startswith(_OF_FRAMEWORKS) or kind.get_extra_state is not nn.Module.get_extra_state:

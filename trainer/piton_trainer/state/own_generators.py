@@ -30,11 +30,13 @@ class OwnGenerators:
         *,
         loaders: Iterable[object] = (),
         modules: Mapping[str, nn.Module] | None = None,
+        owners: Mapping[str, object] | None = None,
         named: Mapping[str, Any] | None = None,
     ) -> None:
+        """Take the generators of these loaders and modules, those in attributes of these owners, and those named."""
         self._named = dict(named or {})
         self._of_loaders: dict[str, object] = {}
-        self._owners: dict[str, object] = {}
+        self._owners = dict(owners or {})
         self.look_up(loaders)
         # A model may have thousands of modules; which of them hold any is looked up once.
         for name, root in (modules or {}).items():

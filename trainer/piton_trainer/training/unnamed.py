@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from piton_trainer.state.held_optimizers import parts_of
-from piton_trainer.state.module_attributes import unsaved
+from piton_trainer.state.module_attributes import attribute_sketches
 from piton_trainer.state.refusals import forgetful_metrics, values_outside
 from piton_trainer.state.tracked_objects import LOADER
 
@@ -123,10 +123,13 @@ class _Attributes:
         self._told: set[str] = set()
 
     def look(self) -> None:
+        """Count a step, and compare the attributes at the steps that are powers of two."""
         self._steps += 1
         if self._steps.bit_count() != 1:
             return
-        for key, value in chain.from_iterable(unsaved(name, module) for name, module in self._modules.items()):
+        for key, value in chain.from_iterable(
+            attribute_sketches(name, module) for name, module in self._modules.items()
+        ):
             if self._first.setdefault(key, value) != value and key not in self._told:
                 self._told.add(key)
                 logger.warning(

@@ -112,7 +112,10 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]
 
 
 def _followed(member: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
-    """Return a member; for a link to one before it, as `tar` writes files with one content, that one by its name."""
+    """Return the earlier file that a link points to, under the name of the link; any other member as it is.
+
+    `tar` writes the second of two hard links as a link, so its content stands in the shard once.
+    """
     if not (member.islnk() or member.issym()):
         return member
     target = member.linkname if member.islnk() else join(dirname(member.name), member.linkname)

@@ -1,7 +1,7 @@
-"""Times that an operator has written whose clock was ahead of this one's. Pure.
+"""Times in a status that are in the future, because the operator that wrote them had a clock that was ahead. Pure.
 
-A clock is set right, or the operator moves to another machine. Whatever is counted from a time that is yet to come
-would wait until then: for hours, with words that promise seconds. So such a time counts, and is written, as now.
+A back-off that is counted from such a time would last for hours, although its message says seconds. Therefore such a
+time counts as now, and is written as now.
 """
 
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from piton.api.status import RunStatus
 from piton.core import transitions
 
 _DIFFER = timedelta(seconds=60)
-"""By so much the clocks of two operators may differ unnoticed."""
+"""Largest difference between the clocks of two operators that counts as none."""
 _COUNTED_FROM = (
     "created_time",
     "placed_time",
@@ -25,7 +25,7 @@ _COUNTED_FROM = (
 """Times of an attempt's record that the operator takes from its own clock. What has cost money counts by itself."""
 
 
-def with_times_passed(status: RunStatus, *, now: datetime) -> RunStatus:
+def without_future_times(status: RunStatus, *, now: datetime) -> RunStatus:
     """Return the status in which no time of the newest attempt, or of its progress, is yet to come."""
     record, shown = status.current, status.progress
     if record is None or status.unreadable or settled(status):
