@@ -127,7 +127,7 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
     outcome = summary.phase + (f": {summary.message}" if summary.message else "")
     rows = [("run", summary.name), ("outcome", outcome)]
     if summary.final_step is not None:
-        rows.append(("steps", f"{summary.final_step:,}, of which {summary.lost_steps:,} were trained twice"))
+        rows.append(("steps", f"{summary.final_step:,}; {summary.lost_steps:,} were trained twice"))
     rows.append(("attempts", _attempts(summary)))
     rows += [("stage", _stage(name, stage)) for name, stage in summary.stages.items()]
     if summary.examples_skipped:
