@@ -129,7 +129,7 @@ def _open(loader: Any, epoch: int, done: int, saved: dict[str, Any] | None, rank
     if not hasattr(loader, "load_state_dict"):
         for _ in range(done):
             next(batches)
-    if saved is not None:
+    if saved is not None and done:  # with more ranks, what was done may be less than one batch: the epoch begins anew
         _restore_random(saved["random"], saved, rank, loader)
     return batches, begun
 
