@@ -14,7 +14,10 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo presubmit nightly pictures check format test test-crash fuzz-data fuzz-loops e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig resume-table \
+# Tests that need no root and no cluster, and are no long hunts.
+HERE = not crash and not e2e and not box and not seeds and not versions and not neighbours
+
+.PHONY: help setup demo presubmit nightly pictures check format test test-slow test-crash fuzz-data fuzz-loops e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig resume-table \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-operator bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
@@ -44,8 +47,11 @@ format: setup  ## rewrite the code in our format
 	ruff format .
 	ruff check --fix .
 
-test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds and not versions and not neighbours'
+test: setup  ## the tests that need no root and no cluster, without the slow ones: four minutes on two cores
+	pytest -q -n auto --dist loadgroup --durations 15 -m 'not slow and $(HERE)'
+
+test-slow: setup  ## the slow ones of them: tests/slow.txt
+	pytest -q -n auto --dist loadgroup --durations 15 -m 'slow and $(HERE)'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000 SEED=7
 	CRASH_KILLS=$(or $(KILLS),200) CRASH_SEED=$(SEED) pytest -q -m crash --timeout 3600

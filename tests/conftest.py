@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import pytest
 
-from support.presubmit import stories
+from support.listed_tests import PRESUBMIT, SLOW, listed
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -32,11 +32,11 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the stories of the presubmit: all of a file, all cases of a test, or one case."""
-    listed = set(stories())
-    for item in items:
-        if listed & {item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]}:
-            item.add_marker(pytest.mark.presubmit)
+    """Mark the tests that a list names: all of a file, all cases of a test, or one case."""
+    for mark, names in ((pytest.mark.presubmit, set(listed(PRESUBMIT))), (pytest.mark.slow, set(listed(SLOW)))):
+        for item in items:
+            if names & {item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]}:
+                item.add_marker(mark)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -116,13 +116,14 @@ PRESUBMIT = Suite(
             needs=("build", "build-neighbours"),
             after=("cluster",),  # there is one box
         ),
-        _beside("test", "make test", warm=8),
+        _beside("test", "make test", warm=5),
         _beside("check", "make check", warm=1, after="test"),
-        _beside("system", "make e2e PART=system", warm=3, after="check"),
+        _beside("test-slow", "make test-slow", warm=12, after="check"),
+        _beside("system", "make e2e PART=system", warm=3, after="test-slow"),
         _beside("loops", "make fuzz-loops LOOPS=50 SEED=0", warm=3, after="system", is_one_case=True),
         _beside("data", "make fuzz-data N=100 SEED=0", warm=1, after="loops", is_one_case=True),
         # The stories on the cluster have ended by then, so a core is free.
-        _beside("kills", "make test-crash KILLS=20", warm=12, after="test", is_one_case=True),
+        _beside("kills", "make test-crash KILLS=20", warm=12, after="test-slow", is_one_case=True),
     ),
 )
 
@@ -156,9 +157,10 @@ def nightly(day: date) -> Suite:
                 after=("cluster",),  # there is one box
                 environment=jobs,
             ),
-            _beside("test", "make test", warm=8),
+            _beside("test", "make test", warm=5),
             _beside("check", "make check", warm=1, after="test"),
-            _beside("systems", "make e2e PART=systems", warm=18, after="check"),
+            _beside("test-slow", "make test-slow", warm=12, after="check"),
+            _beside("systems", "make e2e PART=systems", warm=18, after="test-slow"),
             _beside("kills", f"make test-crash KILLS=200 SEED={seed}", warm=17, after="systems", is_one_case=True),
             _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=3, after="kills", is_one_case=True),
             _beside("loops", f"make fuzz-loops LOOPS=300 SEED={seed}", warm=12, after="worlds", is_one_case=True),

@@ -1,0 +1,54 @@
+"""Which tests are slow, by the times that a suite has measured: `python -m hack.suites.slow_tests JUNIT_FILE ...`.
+
+It writes tests/slow.txt. Give it the files of both parts, so that a test that is quick now leaves the list:
+`runs/suites/nightly/test.xml runs/suites/nightly/test-slow.xml`.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from xml.etree import ElementTree as ET
+
+from hack.suites.lanes import ROOT
+
+SLOW_SECONDS = 0.6
+"""A test is slow if its cases take longer on average. In a suite other parts run beside it, at half the speed."""
+_MOST = 0.8
+"""A file is listed as a whole if its slow tests take more than this part of its time."""
+_HEADER = """\
+# The tests that `make test` leaves out, so that it ends within four minutes on two cores: `make test-slow` has them. CI
+# runs both before each merge. `python -m hack.suites.slow_tests` writes this list.
+"""
+Seconds = Mapping[str, Mapping[str, float]]
+"""The mean seconds of the cases of a test, by file and test."""
+
+
+def main(paths: Iterable[str]) -> None:
+    """Write the list by these files of pytest."""
+    lines = slow_tests(mean_seconds(ET.parse(path).getroot() for path in paths))  # noqa: S314 - our own files
+    (ROOT / "tests" / "slow.txt").write_text(_HEADER + "".join(f"{line}\n" for line in lines))
+
+
+def mean_seconds(suites: Iterable[ET.Element]) -> Seconds:
+    """Return the mean seconds of each test."""
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for case in (case for suite in suites for case in suite.iter("testcase")):
+        module, _, of_class = case.attrib["classname"].partition(".Test")
+        test = case.attrib["name"].partition("[")[0].partition("@")[0]  # pytest-xdist adds the name of its group
+        file = f"{module.replace('.', '/')}.py"
+        times[file][f"Test{of_class}::{test}" if of_class else test].append(float(case.attrib["time"]))
+    return {file: {test: sum(found) / len(found) for test, found in tests.items()} for file, tests in times.items()}
+
+
+def slow_tests(seconds: Seconds) -> list[str]:
+    """Return files and tests that are slow, as pytest names them."""
+    lines: list[str] = []
+    for file, tests in sorted(seconds.items()):
+        slow = sorted(test for test, mean in tests.items() if mean > SLOW_SECONDS)
+        is_mostly_slow = sum(tests[test] for test in slow) > _MOST * sum(tests.values())
+        lines += [file] if slow and is_mostly_slow else [f"{file}::{test}" for test in slow]
+    return lines
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
