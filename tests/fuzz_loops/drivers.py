@@ -156,6 +156,9 @@ def _load(script: Script, folder: Path, rank: int) -> dict[str, Any]:
     own = folder / f"{rank}.pt"
     saved: dict[str, Any] = torch.load(own if own.exists() else folder / "0.pt", weights_only=False)
     saved["is new"] = not own.exists()
+    if len(list(folder.glob("*.pt"))) != script.loop.ranks:  # Piton says so: all ranks go on with the buffers of rank 0
+        first = torch.load(folder / "0.pt", weights_only=False)["model"]
+        saved["model"].update({name: first[name] for name, _ in script.net.named_buffers() if name in first})
     _load_module(script.net, saved["model"])
     for weight, is_trained in zip(script.net[0].parameters(), saved["trained"], strict=True):
         weight.requires_grad_(is_trained)
