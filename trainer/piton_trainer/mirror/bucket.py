@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,7 +92,8 @@ class Bucket:
         """
         with translate_errors():
             answer = self._client.get_object(Bucket=self.place.bucket, Key=self.place.key(*parts))
-            text = answer["Body"].read().decode(errors="replace")
+            with closing(answer["Body"]) as body:
+                text = body.read().decode(errors="replace")
         if is_web_page(text):
             raise no_server("GetObject", f"{'/'.join(parts)} is a web page")
         return text, answer["ETag"]
