@@ -75,14 +75,24 @@ def not_run(part: Part, why: str) -> Result:
     return Result(part=part, seconds=None, counts=Counts(failed=1), failures=(f"not run: {why}",))
 
 
+def file_and_test(case: ET.Element) -> tuple[str, str]:
+    """Return the file and the name of a case as pytest spells them: `tests/test_a.py`, `TestB::test_c[1]`.
+
+    The name is empty for a file that could not be collected. pytest's own attribute `file` is not used: for the tests
+    that Hypothesis makes it names a file of Hypothesis.
+    """
+    owner, name = case.get("classname", ""), case.get("name", "")
+    if not owner:
+        return case.get("file") or f"{name.replace('.', '/')}.py", ""
+    parts = owner.split(".")
+    classes = [part for part in parts if part[:1].isupper()]
+    return f"{'/'.join(parts[: len(parts) - len(classes)])}.py", "::".join([*classes, name])
+
+
 def _command(part: Part, case: ET.Element) -> str:
     """Return the command that runs this test alone, with the environment of its part; or the part's, and the test."""
-    file, name, owner = (case.get(key, "") for key in ("file", "name", "classname"))
-    classes = owner.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
     words = [f"{key}={shlex.quote(value)}" for key, value in part.environment.items()]
-    test = "::".join(filter(None, (file, *classes.split("."), name)))
-    if not owner:  # a file that could not be collected: its name is the module's
-        test = file or f"{name.replace('.', '/')}.py"
+    test = "::".join(filter(None, file_and_test(case)))
     if part.is_one_case:
         return " ".join([*words, part.command, f"# {test}"])
     return " ".join([*words, ".venv/bin/pytest", "-q", shlex.quote(test)])

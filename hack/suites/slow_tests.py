@@ -1,7 +1,7 @@
-"""Which tests are slow, by the times that a suite has measured: `python -m hack.suites.slow_tests JUNIT_FILE ...`.
+"""Writes tests/slow.txt from the times that a suite has measured: `python -m hack.suites.slow_tests JUNIT_FILE ...`.
 
-It writes tests/slow.txt. Give it the files of both parts, so that a test that is quick now leaves the list:
-`runs/suites/nightly/test.xml runs/suites/nightly/test-slow.xml`.
+It needs the files of both parts, `runs/suites/nightly/test.xml runs/suites/nightly/test-slow.xml`: a test that is quick
+now leaves the list, and one that was not measured would leave it too.
 """
 
 import sys
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree as ET
 
 from hack.suites.lanes import ROOT
+from hack.suites.report import file_and_test
 
 SLOW_SECONDS = 0.6
 """A test is slow if its cases take longer on average. In a suite other parts run beside it, at half the speed."""
@@ -24,24 +25,23 @@ Seconds = Mapping[str, Mapping[str, float]]
 
 
 def main(paths: Iterable[str]) -> None:
-    """Write the list by these files of pytest."""
+    """Write the list from these JUnit files of pytest."""
     lines = slow_tests(mean_seconds(ET.parse(path).getroot() for path in paths))  # noqa: S314 - our own files
     (ROOT / "tests" / "slow.txt").write_text(_HEADER + "".join(f"{line}\n" for line in lines))
 
 
 def mean_seconds(suites: Iterable[ET.Element]) -> Seconds:
-    """Return the mean seconds of each test."""
+    """Return the mean seconds of the cases of each test in these JUnit documents."""
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in (case for suite in suites for case in suite.iter("testcase")):
-        module, _, of_class = case.attrib["classname"].partition(".Test")
-        test = case.attrib["name"].partition("[")[0].partition("@")[0]  # pytest-xdist adds the name of its group
-        file = f"{module.replace('.', '/')}.py"
-        times[file][f"Test{of_class}::{test}" if of_class else test].append(float(case.attrib["time"]))
+        file, test = file_and_test(case)
+        test = test.partition("[")[0].partition("@")[0]  # pytest-xdist adds the name of its group
+        times[file][test].append(float(case.attrib["time"]))
     return {file: {test: sum(found) / len(found) for test, found in tests.items()} for file, tests in times.items()}
 
 
 def slow_tests(seconds: Seconds) -> list[str]:
-    """Return files and tests that are slow, as pytest names them."""
+    """Return the slow tests, as pytest names them: a file where most of its time is theirs, else each test."""
     lines: list[str] = []
     for file, tests in sorted(seconds.items()):
         slow = sorted(test for test, mean in tests.items() if mean > SLOW_SECONDS)

@@ -1,4 +1,4 @@
-"""Which tests `make test` leaves out, by the times that were measured."""
+"""The tests that `make test` leaves out, by the times that were measured."""
 
 from xml.etree import ElementTree as ET
 

@@ -15,14 +15,10 @@ __all__ = ["outside_piton", "quiet_torch"]
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All on one worker, where there are several: starting the server takes longer than most of them together.
-
-    boto3's clients leave a connection to the garbage collector where an answer breaks off, as many do here.
-    """
+    """All on one worker, where there are several: starting the server takes longer than most of them together."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.xdist_group("s3"))
-            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
 @pytest.fixture(scope="session")
