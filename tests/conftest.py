@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import pytest
 
-from support.listed_tests import PRESUBMIT, SLOW, listed
+from hack.suites.listed_tests import PRESUBMIT, SLOW, listed
 
 _THREADS = "OMP_NUM_THREADS"
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree as ET
 
-from hack.suites.lanes import ROOT
+from hack.suites.listed_tests import SLOW, listed
 from hack.suites.report import file_and_test
 
 SLOW_SECONDS = 0.6
@@ -24,10 +24,23 @@ Seconds = Mapping[str, Mapping[str, float]]
 """The mean seconds of the cases of a test, by file and test."""
 
 
-def main(paths: Iterable[str]) -> None:
-    """Write the list from these JUnit files of pytest."""
-    lines = slow_tests(mean_seconds(ET.parse(path).getroot() for path in paths))  # noqa: S314 - our own files
-    (ROOT / "tests" / "slow.txt").write_text(_HEADER + "".join(f"{line}\n" for line in lines))
+def main(paths: Iterable[str]) -> int:
+    """Write the list from these JUnit files of pytest. Return 2 if a file is unreadable or a listed test is missing."""
+    try:
+        seconds = mean_seconds(ET.parse(path).getroot() for path in paths)  # noqa: S314 - our own files
+    except (OSError, ET.ParseError) as error:
+        print(f"JUNIT_FILE: {error}; name the files of the parts test and test-slow", file=sys.stderr)
+        return 2
+    if missing := unmeasured(listed(SLOW), seconds):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        print(
+            f"JUNIT_FILE: {missing[0]}{more} of tests/slow.txt is not measured; name the files of both parts, or "
+            "delete the lines of tests that are gone",
+            file=sys.stderr,
+        )
+        return 2
+    SLOW.write_text(_HEADER + "".join(f"{line}\n" for line in slow_tests(seconds)))
+    return 0
 
 
 def mean_seconds(suites: Iterable[ET.Element]) -> Seconds:
@@ -38,6 +51,16 @@ def mean_seconds(suites: Iterable[ET.Element]) -> Seconds:
         test = test.partition("[")[0].partition("@")[0]  # pytest-xdist adds the name of its group
         times[file][test].append(float(case.attrib["time"]))
     return {file: {test: sum(found) / len(found) for test, found in tests.items()} for file, tests in times.items()}
+
+
+def unmeasured(lines: Iterable[str], seconds: Seconds) -> list[str]:
+    """Return the listed files and tests that have no time."""
+    return [
+        line
+        for line in lines
+        for file, _, test in [line.partition("::")]
+        if file not in seconds or (test and test not in seconds[file])
+    ]
 
 
 def slow_tests(seconds: Seconds) -> list[str]:
@@ -51,4 +74,4 @@ def slow_tests(seconds: Seconds) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

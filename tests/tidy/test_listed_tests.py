@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.listed_tests import PRESUBMIT, SLOW, listed
+from hack.suites.listed_tests import PRESUBMIT, SLOW, listed
 
 ROOT = Path(__file__).parents[2]
 STORIES = listed(PRESUBMIT)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-_TESTS = Path(__file__).parents[1]
+_TESTS = Path(__file__).parents[2] / "tests"
 PRESUBMIT = _TESTS / "presubmit.txt"
 """Stories on a cluster that CI runs before each merge; all others run nightly."""
 SLOW = _TESTS / "slow.txt"
