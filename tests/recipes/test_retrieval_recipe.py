@@ -15,6 +15,7 @@ from piton.contract.assignment import Assignment
 from piton.contract.termination import ExitCode
 from piton_trainer import evaluate
 from piton_trainer.config import Config
+from piton_trainer.data import content
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.contrast import contrastive
@@ -270,7 +271,8 @@ def test_throughput_counts_examples(tiny: World, tmp_path: Path) -> None:
     assert 0 < recipe.flops_per_token(model) <= 6 * weights * 16
 
 
-def test_what_is_prepared_is_not_read_again(tiny: World, tmp_path: Path) -> None:
+def test_what_is_prepared_is_not_read_again(tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "SETTLED_SECONDS", -1.0)  # however lately its files were made
     prepare(tiny.config(), tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     a_recipe(tiny.config(), FakeRankContext(tmp_path))
