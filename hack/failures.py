@@ -63,8 +63,9 @@ again (`permanent` below). Nothing that the cluster does ends it.
   and does the rest. A preemption then is none without progress. Another exit code is a failure of the program. The
   result and the final manifest stay in any case.
 - **A pod that does not end**: the condition `PodStuck` names a pod that was deleted, and that its node, which answers,
-  has not ended {format_duration(_TIMING.stuck_seconds)} after its grace period. If that
-  node says that it is not ready, its words are quoted: the wait is over when it is repaired or removed. With
+  has not ended {format_duration(_TIMING.stuck_seconds)} after its grace period. A node that was silent gets both
+  times anew when it answers. If the node says that it is not ready, its words are quoted: the wait is over when it is
+  repaired or removed. With
   `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if its claims are ReadWriteMany
   alone, and the node is cordoned, or has a taint that stays and that the next attempt does not tolerate.
 - **Another chance**: `piton retry NAME`, or `kubectl annotate trainingrun NAME piton.dev/retry=1`, takes up a run that

@@ -164,7 +164,7 @@ class LeavingPod:
     not_ready: str = ""
     """The words of a node that says of itself that it is not ready."""
     leaves_by: datetime
-    """The end of its grace period, by the clock of the API server."""
+    """The end of its grace period, by the clock of the API server. A kubelet that was silent begins the period anew."""
     finalizers: tuple[str, ...] = ()
     has_ended: bool = False
     """True if no container of it runs any more: only a finalizer keeps it."""

@@ -574,6 +574,35 @@ def test_a_pod_leaves_with_the_words_of_a_node_that_is_not_ready() -> None:
         assert found.not_ready == words
 
 
+GRACE = {"deletionGracePeriodSeconds": 30}
+
+
+@pytest.mark.parametrize(
+    ("meta", "phase", "status", "changed", "by"),
+    [
+        ({}, "Running", "True", "12:00:50", "12:01:20"),  # silent when the pod was to go
+        ({}, "Running", "False", "12:00:50", "12:01:20"),  # a kubelet that begins again says False first
+        ({}, "Running", "True", "11:30:00", "12:01:00"),
+        ({}, "Running", "True", "12:20:00", "12:01:00"),  # by a clock that is wrong
+        ({}, "Running", "True", None, "12:01:00"),
+        ({"finalizers": ["example.com/log"]}, "Succeeded", "True", "12:00:50", "12:01:00"),  # no kubelet is to end it
+    ],
+)
+def test_a_kubelet_that_was_silent_gets_the_grace_period_of_a_pod_anew(
+    meta: dict[str, Any], phase: str, status: str, changed: str | None, by: str
+) -> None:
+    node = a_node("node-1", ready=status)
+    (ready,) = [each for each in node["status"]["conditions"] if each["type"] == "Ready"]
+    ready["lastTransitionTime"] = changed and f"2026-11-21T{changed}Z"
+    pod = _pod(phase=phase, meta=LEAVES | GRACE | meta)
+    now = datetime.fromisoformat("2026-11-21T12:02:00Z")
+
+    found = leaving(pod, NodeView(node=node, now=now), claims={}, next_tolerations=())
+
+    assert found is not None
+    assert found.leaves_by == datetime.fromisoformat(f"2026-11-21T{by}Z")
+
+
 OURS = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 
 

@@ -64,6 +64,8 @@ class Trainer:
     """Until then it trains, and its step takes that long."""
     silent: bool = False
     """Nothing that becomes of it, or of its pod, is known: its machine does not answer, and does not count as gone."""
+    answers_since: datetime | None = None
+    """When its machine answered again after a silence."""
     told: StartAttempt | None = None
     start: str | None = None
     """The name of what keeps its container from starting; None: it has begun."""

@@ -372,8 +372,8 @@ class FakeWorld:
 
     def may_be_forced(self, trainer: Trainer) -> bool:
         """True if the user wants such a pod to be forced, and nothing else could meet its process."""
-        spec, since = self.spec_in_effect(), trainer.deleted_at
-        is_stuck = trainer.never_ends and since and self.time >= since + timedelta(seconds=GRACE_SECONDS)
+        spec = self.spec_in_effect()
+        is_stuck = trainer.never_ends and trainer.deleted_at and self.time >= self._leaves_by(trainer)
         starts_no_other = self.deleting or settled(self.status)
         wanted = spec is not None and spec.limits.stuck_pods is StuckPods.FORCE_DELETE
         return bool(is_stuck) and wanted and self.is_volume_shared and (trainer.is_cordoned or starts_no_other)
@@ -630,17 +630,21 @@ class FakeWorld:
         """The pod while its kubelet is to end it."""
         if not (trainer.shown and trainer.deleting and trainer.deleted_at) or trainer.node_gone or trainer.silent:
             return ()
-        by = trainer.deleted_at + timedelta(seconds=GRACE_SECONDS)
         name = f"ragcun-{trainer.number}-master-0"
         pod = LeavingPod(
             name=name,
             uid=trainer.pod,
             node=trainer.node,
-            leaves_by=by,
+            leaves_by=self._leaves_by(trainer),
             unshared_claims=() if self.is_volume_shared else ("ragcun-checkpoints",),
             is_node_closed=trainer.is_cordoned,
         )
         return (pod,)
+
+    @staticmethod
+    def _leaves_by(trainer: Trainer) -> datetime:
+        """When the kubelet is to have ended a pod that is being deleted."""
+        return max(filter(None, (trainer.deleted_at, trainer.answers_since))) + timedelta(seconds=GRACE_SECONDS)
 
     def _lost(self, trainer: Trainer) -> tuple[LostReplica, ...]:
         """Of what the status knows of the current attempt, that of which nothing is left."""
@@ -748,7 +752,7 @@ class FakeWorld:
 
     def answer(self, trainer: Trainer) -> None:
         """Its machine answers again, and tells what has become of it; a pod that was to go goes now."""
-        trainer.silent = False
+        trainer.silent, trainer.answers_since = False, self.time
         if trainer.deleting:
             trainer.dies_at = trainer.dies_at or self.time + timedelta(seconds=GRACE_SECONDS)
             if not trainer.alive:

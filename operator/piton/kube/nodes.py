@@ -103,6 +103,12 @@ class NodeView:
         """True if the kubelet reports, ready or not."""
         return self.node is not None and condition(self.node, "Ready").get("status") in ("True", "False")
 
+    def answers_since(self) -> datetime | None:
+        """Return when the node's Ready last changed, if the kubelet reports: it may have been silent until then."""
+        if self.node is None or not self.answers():
+            return None
+        return moment(condition(self.node, "Ready").get("lastTransitionTime"))
+
     def not_ready(self) -> str:
         """Return why the node is not ready, as its kubelet says; empty where it says no such thing."""
         ready = condition(self.node, "Ready") if self.node is not None else {}
