@@ -174,7 +174,7 @@ class _Structure:
         signature += [list(map(frozenset, map(_NOT_SAVED, modules))), list(map(len, map(_HOOKS, modules)))]
         signature += [
             list(map(_has_no_own_state, modules)),
-            _strides_of(value for value in values if value is not None),
+            _strides_of([value for value in values if value is not None]),
         ]
         signature += [[getattr(kind, name) for kind in dict.fromkeys(types) for name in _STATE_METHODS]]
         return signature, values
@@ -295,9 +295,19 @@ def _is_plain_optimizer(optimizer: Optimizer) -> bool:
     return not has_own and not any(_OPTIMIZER_HOOKS(optimizer))
 
 
-def _strides_of(tensors: Iterable[Tensor]) -> list[object]:
-    """Return the strides of tensors, which are a part of their document; None for those that have no strides."""
-    return [tensor.stride() if tensor.layout is torch.strided and not tensor.is_nested else None for tensor in tensors]
+def _strides_of(tensors: Sequence[Tensor]) -> list[int | None]:
+    """Return the hashes of the strides of tensors, which are a part of their document; None for one without strides.
+
+    To keep the strides themselves would be some thousand tuples more for the garbage collector to look at.
+    """
+    try:
+        return list(map(hash, map(Tensor.stride, tensors)))
+    except (RuntimeError, TypeError):  # a tensor has no strides, or none that are known
+        return [hash(tensor.stride()) if _has_strides(tensor) else None for tensor in tensors]
+
+
+def _has_strides(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _is_same(one: object, other: object) -> bool:

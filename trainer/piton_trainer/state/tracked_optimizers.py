@@ -84,8 +84,12 @@ class TrackedOptimizers:
         Raises:
             ValueError: an optimizer holds what a checkpoint cannot hold.
         """
-        parts = [self._captured(one) for one in self._own[name]]
-        return [document for document, _ in parts], {key: tensor for _, own in parts for key, tensor in own.items()}
+        documents, tensors = list[Any](), dict[str, Tensor]()
+        for one in self._own[name]:
+            document, own = self._captured(one)
+            documents.append(document)
+            tensors |= own
+        return documents, tensors
 
     def momenta(self, name: str, document: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the state that cannot be created anew: momenta that are sharded like their parameters, or on a GPU.
@@ -129,9 +133,10 @@ class TrackedOptimizers:
         return told
 
     def _captured(self, one: "_Optimizer") -> Captured:
-        document, tensors = self._taken(one) if self._is_taken(one) else self._said(one)
+        is_taken = self._is_taken(one)
+        document, tensors = self._taken(one) if is_taken else self._said(one)
         document = {**document, **one.given.to_document()}
-        if not self._is_taken(one):
+        if not is_taken:
             return document, tensors
         attributes, more = one.state.split(one.attributes.capture(), f"/{ATTRIBUTES}")
         document |= {ATTRIBUTES: attributes} if attributes else {}
@@ -141,8 +146,10 @@ class TrackedOptimizers:
 
     def _is_taken(self, one: "_Optimizer") -> bool:
         """True if what an optimizer holds is saved, and not what it says."""
+        if not one.is_taken:
+            return False
         home = self._home(one.optimizer)
-        return one.is_taken and can_be_taken(None if home is None else self._objects[home])
+        return can_be_taken(None if home is None else self._objects[home])
 
     def _taken(self, one: "_Optimizer") -> Captured:
         home = self._home(one.optimizer)

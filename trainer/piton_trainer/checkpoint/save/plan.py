@@ -8,6 +8,7 @@ import logging
 import pickle
 from collections.abc import Mapping
 from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from piton_trainer.runtime.process_group import Ranks
 logger = logging.getLogger(__name__)
 
 Signature = tuple[object, ...]
+_FORM = attrgetter("dtype", "shape")
 
 
 class SavePlan:
@@ -122,10 +124,13 @@ class SavePlan:
 
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
-    """Return the properties of tensors that a plan depends on."""
+    """Return the properties of tensors that a plan depends on; of types and shapes the hashes.
+
+    To keep all shapes themselves would be some thousand objects more for the garbage collector to look at.
+    """
     values, kinds = tensors.values(), list(map(type, tensors.values()))
     sharded = DTensor in set(kinds) and [str(tensor.placements) for tensor in values if isinstance(tensor, DTensor)]
-    return list(tensors), kinds, [tensor.dtype for tensor in values], [tensor.shape for tensor in values], sharded
+    return list(tensors), kinds, list(map(hash, map(_FORM, values))), sharded
 
 
 def _is_plain(tensor: Tensor) -> bool:
