@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 from datetime import UTC, datetime
@@ -309,6 +310,18 @@ def test_a_final_manifest_survives_the_trip() -> None:
     assert Complete.from_json(without_digest.to_json()) == without_digest
     with pytest.raises(ValueError, match="torn"):
         Complete.from_json(complete.to_json()[:-2])
+
+
+@pytest.mark.parametrize(
+    "value", [pytest.param("9" * 400, id="huge"), "-1e999", "NaN", "null", '"x"', "[1]", '{"a": 1}', "1.5", "true"]
+)
+@pytest.mark.parametrize("field", ["attempt", "step", "bestStep", "bestMetric", "weightsDigest", "reason", "format"])
+def test_any_value_of_a_final_manifest_is_read_or_refused(field: str, value: str) -> None:
+    fields = json.loads(Complete(attempt=3, step=100).to_json())
+    text = json.dumps(fields | {field: "HERE"}).replace('"HERE"', value)
+
+    with contextlib.suppress(ValueError):
+        Complete.from_json(text)
 
 
 def test_progress_survives_the_trip() -> None:

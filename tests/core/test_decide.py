@@ -596,6 +596,21 @@ def test_an_invalid_spec_starts_nothing_and_says_why() -> None:
     assert again.announcements == ()
 
 
+@pytest.mark.parametrize(
+    "problems", [tuple(f"spec.field{number}: unknown field" for number in range(9000)), ("x" * 300_000,)]
+)
+@pytest.mark.parametrize("attempts", [(), (a_record(),)])
+def test_problems_of_any_number_and_length_fit_into_a_condition(
+    problems: tuple[str, ...], attempts: tuple[AttemptStatus, ...]
+) -> None:
+    decision = decide(an_observed(problems=problems, status=a_status(*attempts)), now=NOW)
+
+    accepted = decision.status.condition("Accepted")
+    assert accepted is not None
+    assert accepted.message.startswith(problems[0][:20])
+    assert len(accepted.message) < 32_768
+
+
 def test_an_invalid_edit_does_not_stop_an_attempt_that_runs() -> None:
     running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), problems=("spec.x: unknown",))
 

@@ -1,5 +1,6 @@
 """What is decided about a sweep: rules in both directions, does and does not."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -305,6 +306,20 @@ def test_a_sweep_that_cannot_work_says_why_and_creates_nothing() -> None:
 
     assert (decision.effects, decision.status.phase) == ((), Phase.REFUSED)
     assert "spec.folds: 1 is out of range" in decision.announcements[0].message
+
+
+def test_very_many_problems_fit_into_a_condition() -> None:
+    """Each null of a patch is one, and a patch may have thousands."""
+    patch = {"trainer": {"config": {f"field{number}": None for number in range(2000)}}}
+    broken = parse(a_sweep(variants=[{"name": "b", "patch": patch}]))
+
+    status = decide(observed_of(broken), now=NOW).status
+
+    accepted = status.condition("Accepted")
+    assert accepted is not None
+    assert accepted.message.startswith(broken.problems[0])
+    assert accepted.message.endswith(f"; and {len(broken.problems) - 30} more, which `piton validate` lists")
+    assert len(json.dumps(status.to_wire(), default=str)) < 32_768
 
 
 @pytest.mark.parametrize("phase", [S, F])

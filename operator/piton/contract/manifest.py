@@ -164,7 +164,7 @@ class Complete:
                 best_metric=None if best_metric is None else float(best_metric),
                 reason=str(fields["reason"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the final manifest has no good {error}") from error
 
 

@@ -24,6 +24,7 @@ from piton.api.conditions import (
     with_accepted,
 )
 from piton.api.one_form import in_one_form
+from piton.api.problems import in_brief
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
@@ -110,7 +111,7 @@ def _note_unread(context: Context, decision: Decision) -> Decision:
 
 def _problem(context: Context) -> str | None:
     """Return why the spec is refused, and what happens meanwhile; None: it is not."""
-    problems = "; ".join(context.observed.problems)
+    problems = in_brief(context.observed.problems)
     if not problems or context.status.attempt == 0 or context.meta.deleting:
         return problems or None
     if settled(context.status):

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from piton.api import spec_warnings, stages
 from piton.api.conditions import STATUS_UNREADABLE, WAITING, as_before, settled
+from piton.api.problems import in_brief
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import RunStatus, Verdict
@@ -174,7 +175,7 @@ def unacceptable(context: Context) -> Decision | None:
     """The spec cannot work as written."""
     if context.spec is not None:
         return None
-    message = "; ".join(context.observed.problems)
+    message = in_brief(context.observed.problems)
     status = context.phase(context.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
     news = context.announce_once(status, Reason.INVALID_SPEC, message, severity="Warning")
     return Decision(rule="unacceptable", status=status, announcements=news)

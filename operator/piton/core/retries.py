@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from piton.api import stages
 from piton.api.conditions import FAILED, SUCCEEDED
+from piton.api.problems import in_brief
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, RunStatus
@@ -81,7 +82,7 @@ def _obstacle(context: Context) -> tuple[Reason, str] | None:
     """Return why no attempt could be started, with the field; None: one can."""
     left, account = context.seconds_to_deadline(), context.account()
     if context.spec is None:
-        return Reason.INVALID_SPEC, f"spec: it is refused ({'; '.join(context.observed.problems)})"
+        return Reason.INVALID_SPEC, f"spec: it is refused ({in_brief(context.observed.problems)})"
     if left is not None and left <= 0:
         return Reason.DEADLINE_EXCEEDED, "limits.deadline: it has passed"
     if account is not None and account.used_up:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pydantic_core import to_json
 
 from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, in_phase, settled, with_accepted, with_trouble
+from piton.api.problems import in_brief
 from piton.api.reasons import Reason
 from piton.api.status import AcceptedSpec
 from piton.api.status_base import Phase
@@ -102,7 +103,7 @@ def answer(context: SweepContext, decision: SweepDecision) -> SweepDecision:
 
 def _problem(observed: SweepObserved) -> str | None:
     """Return why the spec is refused, and what happens meanwhile; None: it is not."""
-    problems = "; ".join(observed.problems)
+    problems = in_brief(observed.problems)
     if not problems or observed.spec is None or settled(observed.status):
         return problems or None
     return f"{problems} (until that is mended, {observed.meanwhile})"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from piton.api.conditions import STATUS_UNREADABLE, settled
+from piton.api.problems import in_brief
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import RUNNING
@@ -87,7 +88,7 @@ def unacceptable(context: SweepContext) -> SweepDecision | None:
     observed = context.observed
     if observed.spec is not None:
         return None
-    message = "; ".join(observed.problems)
+    message = in_brief(observed.problems)
     status = context.phase(observed.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
     news = Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=message)
     return SweepDecision(rule="unacceptable", status=status, announcements=(news,))

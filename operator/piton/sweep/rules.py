@@ -27,8 +27,6 @@ from piton.sweep.expand import FIXED_FIELDS, PlannedRun, expand, merge, nested, 
 from piton.sweep.model import RUNS_MAX, SweepSpec
 
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-_PROBLEMS_MAX = 30
-"""More than anybody reads, and than a condition should hold."""
 
 
 def check(sweep: str, spec: SweepSpec, *, is_older: bool = False) -> tuple[tuple[PlannedRun, ...], list[str]]:
@@ -50,7 +48,7 @@ def check(sweep: str, spec: SweepSpec, *, is_older: bool = False) -> tuple[tuple
     if not problems:
         found, problems = _specs(spec, plan, is_older=is_older)
         problems = problems or [*_one_objective(found), *_priced(spec, plan)]
-    return plan, problems[:_PROBLEMS_MAX]
+    return plan, problems
 
 
 def check_limits(spec: SweepSpec, plan: Sequence[PlannedRun], *, is_older: bool) -> list[str]:
