@@ -6,8 +6,12 @@ end is written down as well, by Python's last hook before the interpreter goes.
 """
 
 import atexit
+import builtins
+import dis
 import os
 import sys
+import threading
+from types import FrameType
 from typing import NoReturn
 
 from piton.contract.termination import ScriptEnd
@@ -15,6 +19,7 @@ from piton_trainer.termination import TerminationLog
 
 _TORCHRUN, _PROCESSES = "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"
 """Set by torchrun in its processes."""
+_UNKNOWN = object()
 
 
 def is_launched() -> bool:
@@ -46,7 +51,10 @@ class _Script:
         """None: the hooks are not installed."""
         self._survived: BaseException | None = None
         """An exception that an interactive session has survived."""
-        self._exit_status: object = None
+        self._exit_status: object = _UNKNOWN
+        """The newest status that was given to `sys.exit`, `exit` or `quit`."""
+        self._outermost: FrameType | None = None
+        """The frame of the main thread that the interpreter ends with."""
 
     def watch(self, log: TerminationLog) -> None:
         """Install the hooks, once, and begin anew."""
@@ -55,12 +63,14 @@ class _Script:
             atexit.register(self._note)
             if is_launched():
                 sys.exit = self._exit
-        self.log, self._survived, self._exit_status = log, getattr(sys, "last_value", None), None
+                builtins.exit = builtins.quit = self._exit  # type: ignore[assignment]
+        self.log, self._survived, self._exit_status = log, getattr(sys, "last_value", None), _UNKNOWN
+        self._outermost = _outermost_frame()
 
-    def _exit(self, status: object = None, /) -> NoReturn:
+    def _exit(self, code: object = None) -> NoReturn:
         """Exit as `sys.exit` does. Nothing else tells the last hook with which status."""
-        self._exit_status = status
-        raise SystemExit(status)
+        self._exit_status = code
+        raise SystemExit(code)
 
     def _note(self) -> None:
         if self.log is None or self._process != os.getpid():
@@ -74,7 +84,24 @@ class _Script:
         if error is not None and error is not self._survived:
             lines = str(error).strip().splitlines()
             return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        if not is_launched() or self._outermost is None or _has_returned(self._outermost):
+            return None  # without torchrun the exit code has the status
+        if self._exit_status is _UNKNOWN:
+            return "SystemExit"
         return None if self._exit_status in (None, 0) else f"sys.exit({self._exit_status!r})"
+
+
+def _outermost_frame() -> FrameType | None:
+    """Return the frame of the main thread that all others are called by."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - a public function
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _has_returned(frame: FrameType) -> bool:
+    """True if the frame ran to its end, and no exception has ended it, such as a `raise SystemExit(3)`."""
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN_")
 
 
 _script = _Script()

@@ -52,13 +52,28 @@ CASES = {
     "raises behind a hook of a framework": "sys.excepthook = lambda *_: None\nraise ValueError",
     "exits with 3": "sys.exit(3)",
     "exits with a sentence": "sys.exit('accuracy is too low')",
+    "exits by another name": "from sys import exit as leave---leave(3)",
+    "exits with a builtin": "exit(3)",
+    "quits": "quit(code=4)",
+    "quits well": "quit()",
+    "raises its status": "raise SystemExit(3)",
+    "raises its status inside": "with open(os.devnull): raise SystemExit('too low')",
+    "survives an exit": "try: sys.exit(3)\nexcept SystemExit: pass",
     "aborts in the middle": "os.abort()",
     "is told to stop": "os.kill(os.getpid(), 15)",
     "leaves without a word": "os._exit(1)",
     "begins another session": "script_end.forget()\nsys.exit(3)",
     "has a child that fails": "child = os.fork()\nif not child: sys.exit(4)\nos.waitpid(child, 0)",
 }
-LAUNCHED_ALONE = ("exits with 3", "exits with a sentence")
+LAUNCHED_ALONE = (
+    "exits with 3",
+    "exits with a sentence",
+    "exits by another name",
+    "exits with a builtin",
+    "quits",
+    "raises its status",
+    "raises its status inside",
+)
 """Without torchrun their exit code says it."""
 
 
@@ -107,6 +122,13 @@ def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         ("raises behind a hook of a framework", 1, ScriptEnd.FAILED, "ValueError"),
         ("exits with 3", 3, ScriptEnd.FAILED, "sys.exit(3)"),
         ("exits with a sentence", 1, ScriptEnd.FAILED, "sys.exit('accuracy is too low')"),
+        ("exits by another name", 3, ScriptEnd.FAILED, "SystemExit"),
+        ("exits with a builtin", 3, ScriptEnd.FAILED, "sys.exit(3)"),
+        ("quits", 4, ScriptEnd.FAILED, "sys.exit(4)"),
+        ("quits well", 0, ScriptEnd.ENDED, None),
+        ("raises its status", 3, ScriptEnd.FAILED, "SystemExit"),
+        ("raises its status inside", 1, ScriptEnd.FAILED, "SystemExit"),
+        ("survives an exit", 0, ScriptEnd.ENDED, None),
         ("aborts in the middle", -6, ScriptEnd.RUNNING, None),
         ("is told to stop", -15, ScriptEnd.RUNNING, None),
         ("leaves without a word", 1, ScriptEnd.RUNNING, None),
