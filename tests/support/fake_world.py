@@ -528,7 +528,7 @@ class FakeWorld:
         trainer.alive, trainer.exit_code, trainer.termination = False, code, termination
 
     def _forget(self) -> None:
-        """What Kubernetes collects: pods that have gone, jobs without pods, a released run that is being deleted."""
+        """What Kubernetes collects: pods that are gone, jobs without pods, a released run that goes, what it owns."""
         for number in list(self.jobs):
             trainer = self.jobs[number]
             if not trainer.shown and number not in self.job_exists:
@@ -538,6 +538,7 @@ class FakeWorld:
         if self.deleting and not self.held:
             self.exists = False
             self.volume = self.volume and not self.is_volume_owned
+            self.reservation = self.reservation and ReservationSeen()  # the run owns its Workload
 
     def _look(self) -> Observed:
         current = self.status.attempt
