@@ -578,23 +578,38 @@ GRACE = {"deletionGracePeriodSeconds": 30}
 
 
 @pytest.mark.parametrize(
-    ("meta", "phase", "status", "changed", "by"),
+    ("meta", "phase", "status", "changed", "ahead", "by"),
     [
-        ({}, "Running", "True", "12:00:50", "12:01:20"),  # silent when the pod was to go
-        ({}, "Running", "False", "12:00:50", "12:01:20"),  # a kubelet that begins again says False first
-        ({}, "Running", "True", "11:30:00", "12:01:00"),
-        ({}, "Running", "True", "12:20:00", "12:01:00"),  # by a clock that is wrong
-        ({}, "Running", "True", None, "12:01:00"),
-        ({"finalizers": ["example.com/log"]}, "Succeeded", "True", "12:00:50", "12:01:00"),  # no kubelet is to end it
+        ({}, "Running", "True", "12:00:50", 0, "12:01:20"),  # silent when the pod was to go
+        ({}, "Running", "False", "12:00:50", 0, "12:01:20"),  # a kubelet that begins again says False first
+        ({}, "Running", "True", "11:30:00", 0, "12:01:00"),
+        ({}, "Running", "True", "12:20:00", 0, "12:01:00"),  # by a clock that was wrong for a moment
+        ({}, "Running", "True", "12:00:50", -7200, "12:01:20"),  # by a clock that is wrong
+        ({}, "Running", "True", "12:00:50", 7200, "12:01:20"),
+        ({}, "Running", "True", None, 0, "12:01:00"),
+        (
+            {"finalizers": ["example.com/log"]},
+            "Succeeded",
+            "True",
+            "12:00:50",
+            0,
+            "12:01:00",
+        ),  # no kubelet is to end it
     ],
 )
 def test_a_kubelet_that_was_silent_gets_the_grace_period_of_a_pod_anew(
-    meta: dict[str, Any], phase: str, status: str, changed: str | None, by: str
+    meta: dict[str, Any], phase: str, status: str, changed: str | None, ahead: int, by: str
 ) -> None:
     node = a_node("node-1", ready=status)
     (ready,) = [each for each in node["status"]["conditions"] if each["type"] == "Ready"]
-    ready["lastTransitionTime"] = changed and f"2026-11-21T{changed}Z"
+    its_clock = timedelta(seconds=ahead)
+    ready["lastTransitionTime"] = changed and (
+        (datetime.fromisoformat(f"2026-11-21T{changed}Z") + its_clock).isoformat()
+    )
     pod = _pod(phase=phase, meta=LEAVES | GRACE | meta)
+    bound = datetime.fromisoformat("2026-11-21T11:00:00Z")
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": bound.isoformat()}
+    pod["status"] |= {"startTime": (bound + its_clock).isoformat(), "conditions": [scheduled]}
     now = datetime.fromisoformat("2026-11-21T12:02:00Z")
 
     found = leaving(pod, NodeView(node=node, now=now), claims={}, next_tolerations=())

@@ -104,7 +104,10 @@ class NodeView:
         return self.node is not None and condition(self.node, "Ready").get("status") in ("True", "False")
 
     def answers_since(self) -> datetime | None:
-        """Return when the node's Ready last changed, if the kubelet reports: it may have been silent until then."""
+        """Return when the node's Ready last changed, by the node's clock; None if the kubelet does not report.
+
+        The kubelet may have been silent until then.
+        """
         if self.node is None or not self.answers():
             return None
         return moment(condition(self.node, "Ready").get("lastTransitionTime"))

@@ -296,8 +296,9 @@ def leaving(
     is_only_kept = bool(finalizers) and (_has_ended(pod) or force_deleted(pod) or view is None)
     if leaves_by is None or not (is_only_kept or (view is not None and view.answers())):
         return None
-    since = None if view is None or is_only_kept else view.answers_since()
-    if view is not None and since is not None and since < view.now + CLOCKS_DIFFER:  # else its clock is wrong
+    changed_at = None if view is None or is_only_kept else view.answers_since()
+    since = on_the_clock_of_the_cluster(changed_at, pod, None if view is None else view.now)
+    if since is not None:
         leaves_by = max(leaves_by, since + timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0))
     return LeavingPod(
         name=meta["name"],
