@@ -20,6 +20,7 @@ from piton_trainer.termination import TerminationLog
 _TORCHRUN, _PROCESSES = "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"
 """Set by torchrun in its processes."""
 _UNKNOWN = object()
+"""Exit status of a script that has called neither `sys.exit` nor `exit` nor `quit`."""
 
 
 def is_launched() -> bool:
@@ -52,9 +53,9 @@ class _Script:
         self._survived: BaseException | None = None
         """An exception that an interactive session has survived."""
         self._exit_status: object = _UNKNOWN
-        """The newest status that was given to `sys.exit`, `exit` or `quit`."""
+        """Status of the newest call of `sys.exit`, `exit` or `quit`."""
         self._outermost: FrameType | None = None
-        """The frame of the main thread that the interpreter ends with."""
+        """Outermost frame of the main thread. The script ends when this frame ends."""
 
     def watch(self, log: TerminationLog) -> None:
         """Install the hooks, once, and begin anew."""
@@ -68,7 +69,7 @@ class _Script:
         self._outermost = _outermost_frame()
 
     def _exit(self, code: object = None) -> NoReturn:
-        """Exit as `sys.exit` does. Nothing else tells the last hook with which status."""
+        """Record the status for the `atexit` hook, which cannot learn it otherwise. Then exit as `sys.exit` does."""
         self._exit_status = code
         raise SystemExit(code)
 
@@ -92,7 +93,7 @@ class _Script:
 
 
 def _outermost_frame() -> FrameType | None:
-    """Return the frame of the main thread that all others are called by."""
+    """Return the outermost frame of the main thread."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - a public function
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
@@ -100,7 +101,7 @@ def _outermost_frame() -> FrameType | None:
 
 
 def _has_returned(frame: FrameType) -> bool:
-    """True if the frame ran to its end, and no exception has ended it, such as a `raise SystemExit(3)`."""
+    """True if the frame ran to its end. False if an exception ended it, such as `raise SystemExit(3)`."""
     return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN_")
 
 

@@ -296,9 +296,10 @@ def _is_plain_optimizer(optimizer: Optimizer) -> bool:
 
 
 def _strides_of(tensors: Sequence[Tensor]) -> list[int | None]:
-    """Return the hashes of the strides of tensors, which are a part of their document; None for one without strides.
+    """Return a hash of each tensor's strides, which are a part of its document; None for a tensor without strides.
 
-    To keep the strides themselves would be some thousand tuples more for the garbage collector to look at.
+    The hashes are kept until the next save. The strides themselves would add thousands of tuples for the garbage
+    collector to scan.
     """
     try:
         return list(map(hash, map(Tensor.stride, tensors)))

@@ -124,9 +124,10 @@ class SavePlan:
 
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
-    """Return the properties of tensors that a plan depends on; of types and shapes the hashes.
+    """Return the properties of tensors that a plan depends on. Types and shapes are hashed.
 
-    To keep all shapes themselves would be some thousand objects more for the garbage collector to look at.
+    The signature is kept until the next save. The shapes themselves would add thousands of objects for the garbage
+    collector to scan.
     """
     values, kinds = tensors.values(), list(map(type, tensors.values()))
     sharded = DTensor in set(kinds) and [str(tensor.placements) for tensor in values if isinstance(tensor, DTensor)]
